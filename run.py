@@ -842,11 +842,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for word in argv:
         if word.startswith("--") and word[2:] in OTHER_FLAGS:
             parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
-    if {"--set", "--sweep"} & {*argv}:
-        from toolkit.config.reading.changes import parted_values
-
-        if parted := parted_values(argv, is_config):
-            parser.error(parted)
     try:
         split_flags = find_object(FOREIGN_FLAGS)
         flags = {}
@@ -987,23 +982,32 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def is_job(word: str) -> bool:
+    """Whether a word names a job, if only by its ending."""
+    return is_config(word) or ("=" not in word and word.endswith(CONFIG_SUFFIXES))
+
+
 def check_arguments(
     arguments: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> None:
     """Completes the arguments, and reports those that do not go together. Raises
     UserError, or ends the program."""
     # a name of a config may stand behind the last of them
-    files = [
-        word
-        for word in arguments.sweep
-        if is_config(word) or ("=" not in word and word.endswith(CONFIG_SUFFIXES))
-    ]
-    arguments.configs += files
-    arguments.sweep = [word for word in arguments.sweep if word not in files]
+    arguments.configs += filter(is_job, arguments.sweep)
+    arguments.sweep = [word for word in arguments.sweep if not is_job(word)]
+    if arguments.set or arguments.sweep:
+        from toolkit.config.reading.changes import parted_values
+
+        rest = [word for word in arguments.configs if not is_job(word)]
+        is_known = arguments.set and rest != arguments.configs
+        of_set = [*arguments.set, *rest] if is_known else []
+        for flag, words in (("--set", of_set), ("--sweep", arguments.sweep)):
+            if parted := parted_values(words, flag):
+                parser.error(parted)
     for word in arguments.configs:
-        jobs = word.strip(",").split(",")
-        if jobs != [word] and all(map(is_config, jobs)):
-            parser.error(f"{word}: no comma is between jobs. Write: {shlex.join(jobs)}")
+        jobs = re.split(r"[,;:\s]+", " ".join(arguments.configs).strip(",;: "))
+        if not is_config(word) and all(map(is_config, jobs)):
+            parser.error(f"{word}: a space is between jobs. Write: {shlex.join(jobs)}")
         match = re.fullmatch(r"(?:[\w*]+[.\[\]]+)*\w+=.*", word, re.DOTALL)
         if match and not is_config(word):
             parser.error(

@@ -7,7 +7,7 @@ kernel; views, and memory that is only taken, count as none. Two and three block
 counted, and the third stands for all others, as the last one is not checkpointed. The
 optimizer's step is not in it.
 
-`--compiled QTYPE` counts instead what inductor generates for a compiled block on a GPU,
+`--compiled ROW` counts instead what inductor generates for a compiled block on a GPU,
 for each family. The model is tiny, because kernels depend on the operations and not on
 the sizes, and runs on the stand-in for CUDA (`tests/stand_in_cuda`). This requires
 Triton and a C++ compiler, and takes minutes.
@@ -48,6 +48,7 @@ from toolkit.memory.block_runner import BlockRunner  # noqa: E402
 from toolkit.memory.quantization import quantizer  # noqa: E402
 from toolkit.models.families import ModelLoadOptions  # noqa: E402
 from toolkit.models.tiny import TinySpec, write_tiny_model  # noqa: E402
+from toolkit.number_types import TYPES_OF_PRODUCTS  # noqa: E402
 from toolkit.registry import FAMILIES  # noqa: E402
 from toolkit.system.device import DTYPES  # noqa: E402
 
@@ -57,6 +58,15 @@ ROWS = {
     **{
         qtype: {"quantize": True, "qtype": qtype, "modulation_table": False}
         for qtype in ("int8", "int4", "uint3", "fp8_scaled")
+    },
+    **{
+        f"{kind} products": {
+            "quantize": True,
+            "qtype": qtype,
+            "modulation_table": False,
+            "quantized_products": kind,
+        }
+        for kind, qtype in TYPES_OF_PRODUCTS.items()
     },
 }
 LEVELS = ("none", "cheap", "full")
@@ -115,10 +125,14 @@ def of_all_blocks(row: Row, size: ModelSize) -> dict[str, Any]:
     }
 
 
-def run_compiled(spec: TinySpec, qtype: str) -> None:
+def run_compiled(spec: TinySpec, row: str) -> None:
     """A micro-step of a tiny model with compiled blocks, forward and backward, on the
     device named cuda that `install_compiler` has prepared."""
     torch._dynamo.reset()
+    keys: Any = ROWS[row]
+    quantizing = keys.get("quantize") and quantizer(
+        keys["qtype"], products=keys.get("quantized_products")
+    )
     device = torch.device("cuda:0")
     with TemporaryDirectory() as folder:
         write_tiny_model(Path(folder), spec)
@@ -128,7 +142,7 @@ def run_compiled(spec: TinySpec, qtype: str) -> None:
                 folder=Path(folder),
                 device=device,
                 dtype=torch.bfloat16,
-                transform_block=quantizer(qtype) if qtype != "bf16" else None,
+                transform_block=quantizing,
             )
         )
         attach_network(section(Path(folder), Row(), BELOW), model, SEED, None)
@@ -173,7 +187,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument(
         "--compiled",
-        metavar="QTYPE",
+        metavar="ROW",
         choices=ROWS,
         help="what inductor makes of such a block for a GPU",
     )

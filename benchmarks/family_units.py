@@ -15,7 +15,7 @@ import argparse
 import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from benchmarks.live_bytes import LiveBytes  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from extensions.sd_trainer.setup import attach_network, build_block_runner  # noqa: E402
 from toolkit.contracts.data import PromptEmbeds  # noqa: E402
+from toolkit.contracts.model import DiffusionModel  # noqa: E402
+from toolkit.contracts.network import Network  # noqa: E402
 from toolkit.contracts.network_kinds import KINDS  # noqa: E402
 from toolkit.memory import block_runner  # noqa: E402
 from toolkit.memory.estimate import EXTRA_UNITS, StepShape  # noqa: E402
@@ -79,7 +81,7 @@ def job(folder: Path, level: str, kind: str, dtype: str) -> SdTrainerConfig:
     )
 
 
-def taken(section: SdTrainerConfig) -> Taken:
+def taken(section: SdTrainerConfig, caption: str = "a photo of a cat") -> Taken:
     """What a step of a section takes, counted on fake tensors."""
     live = LiveBytes(simulation.FOLLOWED)
     offload = RecomputeOffload(
@@ -87,7 +89,7 @@ def taken(section: SdTrainerConfig) -> Taken:
     )
     with mock.patch.object(block_runner, "recomputing", lambda _: offload):
         model: Any = saved_by_blocks.model_of(section)
-        prompts = PromptEmbeds.stack([model.encode_prompt("a photo of a cat", ())])
+        prompts = PromptEmbeds.stack([model.encode_prompt(caption, ())])
         model.network_module  # noqa: B018 - it is loaded now
         network = attach_network(section, model, 1, None)
         build_block_runner(section, model, simulation.DEVICE)
@@ -99,7 +101,10 @@ def taken(section: SdTrainerConfig) -> Taken:
             )
             return found
 
-        with FakeTensorMode(allow_non_fake_inputs=True), live:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, live:
+            # Weights that an operation returns as views are not counted as its own.
+            weights = [mode.from_tensor(one) for one in _weights(model, network)]
+            live.own(weights)
             with torch.no_grad():  # fills the tables of positions
                 predicted()
             gc.collect()
@@ -114,9 +119,17 @@ def taken(section: SdTrainerConfig) -> Taken:
                 parameter.grad = None
     facts = family_for(section.model).footprint(Path(section.model.name_or_path))
     tokens = model.num_tokens(x_BCHW, prompts, [()])
-    work = step_shape(section, facts, count_trainable_params(section), tokens)
+    trained = count_trainable_params(section)
+    texts = sum(prompts.lengths)
+    work = step_shape(section, facts, trained, tokens, text_tokens=texts)
     forward, step = (live.phases[name].device - before for name in ("forward", "step"))
     return Taken(forward, step, work)
+
+
+def _weights(model: DiffusionModel, network: Network) -> Iterator[Tensor]:
+    module = model.network_module
+    yield from (*module.parameters(), *module.buffers())
+    yield from network.parameters().values()
 
 
 def units_of(folder: Path, kind: str) -> dict[str, list[float]]:
@@ -130,7 +143,8 @@ def _units(folder: Path, kind: str, dtype: str) -> dict[str, float]:
     found = {level: taken(job(folder, level, kind, dtype)) for level in levels}
     work = found["none"].work
     unit = work.tokens * work.width * work.number_bytes
-    none, cheap, full = (found[level].step / unit for level in LEVELS[:3])
+    steps = {at: (one.step - work.outside) / unit for at, one in found.items()}
+    none, cheap, full = (steps[level] for level in LEVELS[:3])
     blocks = work.blocks
     # see StepShape.block_backward_bytes
     everything = (none - full + blocks - 1 + EXTRA_UNITS["full"]) / (blocks - 1)
@@ -142,7 +156,7 @@ def _units(folder: Path, kind: str, dtype: str) -> dict[str, float]:
         "forward": found["none"].forward / unit,
     }
     if "block_offload" in found:
-        units["offloaded"] = found["block_offload"].step / unit
+        units["offloaded"] = steps["block_offload"]
     for name, level in (("compiled", "none"), ("compiled_outputs", "cheap")):
         section = saved_by_blocks.job(folder, level, kind, dtype)
         saved, _, of_tokens = saved_by_blocks.counted(section)

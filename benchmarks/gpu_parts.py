@@ -44,7 +44,10 @@ from benchmarks.random_weights import (
 from benchmarks.synthetic import DTYPES, SEED
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.data.batches.latent_cache import encoded_by_name
+from toolkit.errors import UserError
 from toolkit.flow.sampler import euler_sample, sigmas
+from toolkit.memory.quantization import quantizer
+from toolkit.memory.quantized_products import check_products
 from toolkit.models import vae_bands
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
@@ -52,6 +55,7 @@ from toolkit.models.qwen_image.loading import expect_one_frame
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 from toolkit.models.qwen_image21.model import pack
 from toolkit.models.tiny import write_tiny_model
+from toolkit.number_types import TYPES_OF_PRODUCTS
 from toolkit.system.seeding import generator, global_generator, key
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -361,6 +365,40 @@ def _samples(asked: argparse.Namespace, folder: Path, kind: Any) -> dict[str, An
         "diffusers": plain,
         "judged": [(said, decibels >= LEAST_DB)],
     }
+
+
+def products(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A pass forward and backward through the widest frozen layer, multiplied in bf16
+    and in 8 bits (`model.quantized_products`). Nothing is promised: it says which is
+    faster here."""
+    device, size = torch.device(asked.device), DRAWN_SIZES[asked.size]
+    width = size.heads * size.head_dim
+    x_MI = torch.randn(2 * size.latent_side**2 // 4, width, device=device, dtype=DTYPE)
+    found: dict[str, Any] = {}
+    said = []
+    for kind, qtype in TYPES_OF_PRODUCTS.items():
+        try:
+            check_products(kind, device)
+        except UserError as error:
+            said.append(str(error))
+            continue
+        seconds = []
+        for way in (None, kind):
+            layer = nn.Linear(width, 4 * width, device=device, dtype=DTYPE)
+            block = nn.Sequential(layer)
+            quantizer(qtype, products=way)(block, "block")
+            run = torch.compile(block) if device.type == "cuda" else block
+
+            def work(run: nn.Module = run) -> None:
+                y_MO = run(x_MI.detach().requires_grad_())
+                y_MO.backward(y_MO.detach())
+
+            seconds.append(timed(work, device, calls=10)[1]["s"])
+        found[kind] = {"bf16_s": seconds[0], "s": seconds[1]}
+        share = seconds[1] / seconds[0]
+        verdict = "faster" if share < 1 else "slower"
+        said.append(f"{kind} products take {share:.2f} of bf16's time: {verdict}")
+    return {"products": found, "reason": "; ".join(said)}
 
 
 def tests(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:

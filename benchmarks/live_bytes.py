@@ -107,6 +107,11 @@ class LiveBytes(TorchDispatchMode):
                 self._count(known, 1)
         self._look()
 
+    def own(self, tensors: Iterable[Tensor]) -> None:
+        """These have been there before: they and their views do not count."""
+        for storage in _storages(list(tensors)):
+            self._known.setdefault(storage, _Storage(0, on_host=False))
+
     def _are_on_host(self, given: Any) -> bool:
         """Whether there are tensors among these, and all are in the CPU memory."""
         known = [

@@ -151,7 +151,11 @@ def load_model(section: SdTrainerConfig, size: ModelSize) -> EncoderlessModel:
         device=DEVICE,
         dtype=DTYPES[train.dtype],
         weights_dtype=DTYPES[section.weights_dtype()],
-        transform_block=quantizer(model.qtype) if model.quantize else None,
+        transform_block=quantizer(
+            model.qtype, products=model.quantized_products or None
+        )
+        if model.quantize
+        else None,
         modulation_table=model.modulation_table is True,
         cpu_blocks=cpu_block_indices(section.model),
     )

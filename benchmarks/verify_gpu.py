@@ -96,7 +96,8 @@ ITEMS = {
         for name in ("2.1, 4 GB", "6 GB", "12 GB", "int8, 24 GB")
     },
     "vae": Item(1, 25, gpu_parts.vae),
-    "tests": Item(1, 90, gpu_parts.tests),
+    "products": Item(1, 30, gpu_parts.products),
+    "tests": Item(1, 75, gpu_parts.tests),
     "first start": Item(2, 50, row="kept", folder="kept"),
     "second start": Item(2, 30, row="kept", folder="kept"),
     "encoder": Item(2, 20, gpu_parts.encoder),

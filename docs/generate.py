@@ -36,7 +36,7 @@ BEGIN, END = "<!-- drawing -->\n", "<!-- end of the drawing -->\n"
 BY_HAND = "<!-- by hand -->\n"
 """What stands below this mark is kept."""
 
-WITH_TABLES = ("first_character.md", "ten_keys.md")
+WITH_TABLES = ("first_character.md",)
 """Guides with a table of GPUs."""
 
 FIRST = ("sd_trainer", "cache", "tiny_model")

@@ -2,7 +2,8 @@
 
 Each page keeps its path in the repository, so that links work on GitHub and on the
 site alike. A linked page becomes a page, any other linked file a file to download. The
-headings are named as GitHub names them.
+headings are named as GitHub names them. Colours, mark and typeface are the page's of the
+program (docs/site.css).
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ from pymdownx.superfences import fence_code_format
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\(([^)\s#]+)")
+LOOKS = (
+    "docs/site.css",
+    "extensions/tools/ui/static/icon.svg",
+    "extensions/tools/ui/static/inter/inter.woff2",
+)
+"""Files that no page links to."""
+
 MERMAID = {"name": "mermaid", "class": "mermaid", "format": fence_code_format}
 
 
@@ -29,6 +37,7 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     found: dict[str, File] = {}
     wanted = [ROOT / "README.md", ROOT / "README.zh.md", *ROOT.glob("docs/*.md")]
+    wanted += [ROOT / name for name in LOOKS]
     while wanted:
         path = wanted.pop().resolve()
         uri = path.relative_to(ROOT).as_posix()

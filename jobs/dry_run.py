@@ -21,7 +21,6 @@ from jobs.job import index_of
 from jobs.places import places_of_datasets
 from toolkit.commands import command
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
-from toolkit.config.reading.loader import name_like
 from toolkit.config.reading.process import job_state_file
 from toolkit.config.sections.trainer import DatasetsSection
 from toolkit.errors import InputErrors, UserError
@@ -185,11 +184,9 @@ def claim_folders(config: JobConfig, owners: dict[Path, Path]) -> None:
         # unlike `resolve`, it takes links in a circle
         first = owners.setdefault(Path(os.path.realpath(folder)), config.path)
         if first != config.path:
-            stem = name_like(config.path.stem, "other")
-            other = stem if stem != config.name else f"{stem}_2"
             raise UserError(
-                f"{config.path}: writes '{folder}', as {first} does. Give it another "
-                f"'name', or run it alone: {command(config.path, '-n', other)}"
+                f"{config.path}: writes '{folder}', as {first} does. Give it another 'name', "
+                f"or run it alone: {command(config.path, '-n', config.name + '_2')}"
             )
 
 

@@ -79,7 +79,7 @@ def variants(sweep: Sequence[str], seeds: str | None) -> tuple[Variant, ...]:
     choices: dict[str, list[Change]] = {}
     for key, text, place in read_changes(sweep, "--sweep"):
         inside = Diagnostics(place)
-        listed = f"v: [{text}]"
+        listed = f"v: [{text if ':' in text else text.strip('{}')}]"
         values = read_yaml(listed, inside).value["v"].value
         inside.raise_errors()
         texts = [listed[slice(*value.span)].strip() for value in values]

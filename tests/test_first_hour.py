@@ -351,11 +351,12 @@ ELSEWHERE: dict[str, str] = {
     "Write enabled: false, or install that": "toolkit/memory/test_compiling.py",
     "is the name for pip; in Python the package is called": "toolkit/test_class_source.py",
     ". Write 'prompts: ": f"{CONFIG}/sections/test_prompts.py",
-    "names several images in a row. Write a row for each": f"{DATA}/scan/test_dataset_layouts.py",
+    "names several images in a row, in ": f"{DATA}/scan/test_dataset_layouts.py",
     "wrote. Write it as Parquet: python": f"{DATA}/scan/test_dataset_layouts.py",
     "Write a comma instead": f"{DATA}/scan/test_foreign_syntax.py",
     "Write a row for each image": f"{DATA}/scan/test_tables.py",
     "A caption has no tab": f"{DATA}/scan/test_captions.py",
+    "Write the caption as 'caption'": f"{DATA}/scan/test_tables.py",
     "has a list in one cell": f"{DATA}/scan/test_columns.py",
 }
 """Words of a message -> the test that has them, where more than a line of a job brings

@@ -7,6 +7,8 @@ The tables list the dtypes of weights and the types of quantized weights
 
 from __future__ import annotations
 
+from typing import Literal
+
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 """By the names of floating-point types."""
 
@@ -40,6 +42,12 @@ QTYPES = tuple(QTYPE_BYTES)
 
 FP8_QTYPES = ("float8", "fp8_scaled")
 """Those whose codes are E4M3."""
+
+QuantizedProducts = Literal["int8", "fp8"]
+"""`model.quantized_products`, where it is on."""
+
+TYPES_OF_PRODUCTS = {"int8": "int8", "fp8": "float8"}
+"""`model.quantized_products` -> `model.qtype` with such codes and a scale per output."""
 
 FILE_CODES = {**dict.fromkeys(FP8_QTYPES, "F8_E4M3"), "int8": "I8"}
 """`model.qtype` -> the number type of a safetensors file whose codes may stay as they

@@ -35,7 +35,7 @@ from toolkit.plan.memory import (
     Phase,
     positive,
 )
-from toolkit.plan.oom_hints import smaller_resolution
+from toolkit.plan.oom_hints import MemorySaving, smaller_resolution
 from toolkit.plan.planning import Planner
 from toolkit.plan.run_plan import SaveSize
 from toolkit.registry import load_object
@@ -188,8 +188,8 @@ class RolesPlanner(Planner[SectionT]):
     unknown_memory = ""
     """Why there is no estimate."""
 
-    def savings(self) -> Iterable[str]:
-        return _less_memory(self.section)
+    def savings(self) -> Iterable[MemorySaving]:
+        return map(MemorySaving, _less_memory(self.section))
 
     def save_size(self) -> SaveSize | None:
         return self.step.save if self.step else None

@@ -13,8 +13,9 @@ from typing import Any
 
 from toolkit.config.sections.model_files import INDEX, read_model_json
 from toolkit.contracts.model import DynamicShift, LicenceTerms
-from toolkit.models.families import EncoderSize
-from toolkit.models.folder_family import BANDED_VAE, DiffusersFamily
+from toolkit.models.families import EncoderSize, ModelSizeInfo
+from toolkit.models.folder_family import BANDED_VAE, DiffusersFamily, part_config
+from toolkit.models.recipes import Recipe
 
 RAW = "Krea-2-Raw"
 TURBO = "Krea-2-Turbo"
@@ -25,6 +26,10 @@ pipeline_krea2.py, `__call__`."""
 
 TAPS = tuple(range(2, 36, 3))
 """Source: diffusers, pipeline_krea2.py, `text_encoder_select_layers`."""
+
+FUSING_KEEPS = 35
+"""Tensors of its width that a block which fuses texts keeps for the backward pass, in
+bfloat16 at the ratios of the published widths."""
 
 ATTENTION = {
     "wq": "to_q",
@@ -76,6 +81,17 @@ COMMUNITY_LICENCE = LicenceTerms(
 quote it."""
 
 
+RECIPE = Recipe(
+    lr=1e-4,
+    lr_why="musubi-tuner and SimpleTuner write 1e-4, the script of diffusers 3e-4",
+    resolution=1024,
+    resolution_why="samples have 1024",
+    timestep_type="qwen_shift",
+    levels_why="musubi-tuner shifts the levels by the size, as sampling does, or by 2.5",
+    rank=32,
+)
+
+
 class Krea2Family(DiffusersFamily):
     """See `ModelFamily`.
 
@@ -97,6 +113,8 @@ class Krea2Family(DiffusersFamily):
         "text_encoder": "Qwen3VLModel",
     }
     settings = {"vae/input_channels": 3}  # noqa: RUF012
+    # All but `text_fusion.projector`, of 12 weights.
+    lora_outside = r"(?!text_fusion\.projector).*"
     layer_names = LAYER_NAMES
     lora_spelling = "diffusers"
     shapes_file = Path(__file__).with_name("shapes.json")
@@ -107,17 +125,28 @@ class Krea2Family(DiffusersFamily):
     text_width_key = "text_hidden_dim"
     text_taps = TAPS
     text_tokens = 5
-    # Qwen3-VL-4B by its config, with its vision tower.
-    published_text = EncoderSize(3_633_315_840, 804_499_968)
+    # Qwen3-VL-4B by its config; its vision tower is not used.
+    published_text = EncoderSize(3_633_315_840, 389_152_256, 415_347_712)
     published_text_sizes = (2560, 9728)
     published_text_layers = 36
     published_vae = EncoderSize(0, 126_892_531)
     published_vae_width = 96
     vae_tensors = BANDED_VAE
     empty_negative = ""
+    recipes = dict.fromkeys((RAW, TURBO), RECIPE)
     # Its pipeline's defaults: 4.5, of a scale that counts from 0, and 28 steps.
     guidance = 5.5
     sample_steps = 28
+
+    def footprint(self, folder: Path) -> ModelSizeInfo:
+        """The part that fuses the texts has blocks for all features of a token beside
+        each other, and blocks for one feature made of them."""
+        sizes = super().footprint(folder)
+        config = part_config(folder / "transformer")
+        wide = config.get("num_layerwise_text_blocks", 2) * sizes.text_width
+        narrow = config.get("num_refiner_text_blocks", 2) * sizes.text_width
+        fused = wide + narrow // len(self.text_taps)
+        return replace(sizes, outside_numbers=FUSING_KEEPS * fused)
 
     def of_folder(self, folder: Path) -> Krea2Family:
         file = folder / INDEX

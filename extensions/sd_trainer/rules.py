@@ -20,7 +20,7 @@ from pathlib import Path
 from toolkit.config.reading.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.reading.findings import Findings, below, error, warning
 from toolkit.config.sections.dataset import LOSS, MASKS, sides_of
-from toolkit.config.sections.model import QTYPE_SPELLINGS
+from toolkit.config.sections.model import FEWEST_SWAPPED, QTYPE_SPELLINGS
 from toolkit.config.sections.model_files import (
     ModelFolder,
     single_files,
@@ -42,9 +42,6 @@ from toolkit.models.families import (
 from toolkit.optim.optimizer_args import ELEMENTWISE, HIGHEST_LR, requires_single_lr
 from toolkit.optim.schedules import SCHEDULES, remarks
 from toolkit.system.distributed_env import read_distributed_env
-
-MIN_BLOCKS_TO_SWAP = 3
-"""Two swapped blocks have buffers on the device, so fewer than this save nothing."""
 
 REDRAWS_DROPOUT = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
 """Compilers with which a recomputed block samples dropout again, so that its gradients
@@ -349,17 +346,17 @@ def _memory(s: DiffusionSection) -> Findings:
     count = model.blocks_to_swap
     blocks = _blocks(s) if count else None
     if blocks is not None and count >= blocks:
-        most = blocks - 1 if blocks > MIN_BLOCKS_TO_SWAP else 0  # fewer save no memory
+        most = blocks - 1 if blocks > FEWEST_SWAPPED else 0  # fewer save no memory
         yield error(
             "model.blocks_to_swap",
             f"{count} is more than the model allows: it has {blocks} blocks, of which one must stay on the "
             f"GPU. Use {f'{most} or fewer' if most else 0}.",
         )
-    if 0 < count < MIN_BLOCKS_TO_SWAP:
+    if 0 < count < FEWEST_SWAPPED:
         yield warning(
             "model.blocks_to_swap",
             f"{count} saves no memory, because two swapped blocks are buffered on "
-            f"the GPU. Use at least {MIN_BLOCKS_TO_SWAP}.",
+            f"the GPU. Use at least {FEWEST_SWAPPED}.",
         )
     for switch, keys in (
         ("quantize", "qtype accuracy_recovery_adapter"),

@@ -47,12 +47,13 @@ def right(
     swapped: float = 0,
     side: int = 128,
     train: dict | None = None,
+    products: str | bool = False,
     **network: Any,
 ) -> tuple[Any, Any]:
     """The bytes of training as planned and as simulated, of a network on layers of a
     format."""
     row = Row(
-        {"modulation_table": False}
+        {"modulation_table": False, "quantized_products": products}
         | ({"quantize": True, "qtype": qtype} if qtype else {}),
         level,
         # the least that divides 18432 outputs into a power of two
@@ -94,6 +95,8 @@ def test_the_plan_is_right_about_every_kind_of_network(kind: str) -> None:
         {"kind": "lora", "level": "block_offload", "layers": 2, "swapped": 1, "qtype": "int4", "dropout": 0.1},
         {"kind": "loha", "level": "block_offload", "layers": 2, "swapped": 1, "qtype": "int8"},
         {"kind": "lora", "level": "full", "layers": 2, "qtype": "int8", "side": 64},
+        {"kind": "lora", "level": "full", "layers": 2, "qtype": "int8", "products": "int8"},
+        {"kind": "lora", "level": "block_offload", "layers": 2, "qtype": "float8", "products": "fp8"},
     ],
     ids=str,
 )  # fmt: skip

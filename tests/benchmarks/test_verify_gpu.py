@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,4 +189,8 @@ def test_every_item_is_measured_small(results: Path) -> None:
     assert slowest == sorted(slowest, reverse=True) and [
         *results.parent.glob("*.logs/trace.json.gz")
     ]
+    assert re.fullmatch(
+        "int8 products take .*(faster|slower); fp8 products take .*(faster|slower)",
+        found["products"]["reason"],
+    )
     assert found["samples"]["db"] > 30 and found["vae"]["vae"]["2.1, decode"]["bands"]

@@ -132,9 +132,7 @@ def test_the_marked_lines_are_all_that_name_something_of_ones_own(example: str) 
     """Name, trigger word, folder, prompts and control images; everything else can
     stay."""
     lines = (CONFIG.parent / example).read_text(encoding="utf-8").splitlines()
-    own = re.compile(
-        r"^ *[^#]*\b(my_character|my_layers|mychar|config/examples|prompt:)"
-    )
+    own = re.compile(r"^ *[^#]*\b(my_char|my_layers|mychr|config/examples|prompt:)")
     assert [line for line in lines if own.search(line)] == [
         line for line in lines[5:] if line.endswith("<- yours")
     ]

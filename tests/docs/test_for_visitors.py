@@ -18,7 +18,7 @@ RUN_FILES = {
     for name, value in vars(run_files).items()
     if name.isupper() and isinstance(value, str)
 }
-COMMANDS = {"run.py job.yaml --dry-run", "git describe"}
+COMMANDS = {"run.py job.yaml --dry-run -v", "git describe"}
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)

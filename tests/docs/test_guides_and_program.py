@@ -14,6 +14,7 @@ from extensions.tools.ui.config import UiConfig
 from tests.conftest import ROOT
 from tests.docs.pages import blocks
 from toolkit.config import load_job
+from toolkit.data.scan.words import word_findings
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 
@@ -50,6 +51,19 @@ def test_guides_put_images_where_the_page_looks_for_them() -> None:
         "docs/first_character.md",
         "docs/before_and_after_pairs.md",
     } <= {p for p in named if named[p]}
+
+
+def test_trigger_words_of_the_guides_have_no_meaning() -> None:
+    """As the plan advises; a name or an ordinary word would be warned of."""
+    given = re.compile(r"(?:trigger_word: |--trigger-word )\"?(\w+)")
+    named = {
+        word
+        for page in PAGES
+        if page.endswith((".md", ".yaml"))
+        for word in given.findall((ROOT / page).read_text(encoding="utf-8"))
+    }
+    assert {"mychr", "nnx"} <= named and list(word_findings([], trigger="anna"))
+    assert [word for word in named if list(word_findings([], trigger=word))] == []
 
 
 def test_commands_are_those_of_the_environment_that_readme_makes() -> None:

@@ -69,6 +69,23 @@ def test_every_page_is_on_the_site_once() -> None:
     assert all((ROOT / hook).is_file() for hook in site["hooks"])
 
 
+def test_the_site_has_the_colours_and_the_mark_of_the_page() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    (name,) = site["extra_css"]
+    css = (ROOT / name).read_text(encoding="utf-8")
+    tokens = ROOT / "extensions" / "tools" / "shared" / "pages" / "tokens.css"
+    colours = set(re.findall(r"#[0-9a-f]{6}", css))
+    assert colours and colours <= set(
+        re.findall(r"#[0-9a-f]{6}", tokens.read_text(encoding="utf-8"))
+    )
+    parts = [(ROOT / name).parent / url for url in re.findall(r'url\("(.*?)"\)', css)]
+    used = [*parts, *(ROOT / site["theme"][key] for key in ("logo", "favicon"))]
+    copied = (ROOT / "docs" / "site_pages.py").read_text(encoding="utf-8")
+    for file in (ROOT / name, *used):
+        path = file.resolve().relative_to(ROOT).as_posix()
+        assert file.is_file() and f'"{path}"' in copied, path
+
+
 def test_the_site_is_built_with_the_versions_that_its_settings_name() -> None:
     named = re.findall(
         r"mkdocs[\w-]*==[\d.]+", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")

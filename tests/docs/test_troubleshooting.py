@@ -162,7 +162,7 @@ found_here = cache(discover)
 
 def answer(job: str) -> list[str]:
     """The errors of a job, or the lines of its plan, without places in the job file."""
-    path = Path("config", "my_character.yaml")
+    path = Path("config", "my_char.yaml")
     path.write_text(job, encoding="utf-8")
     try:
         plan = plan_job(load_job(path, found_here().find_config))

@@ -105,7 +105,7 @@ def test_every_block_runs_as_one_reads(
             done = run_py(*arguments, *short)
             assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "generated").glob("*.png"))) == 2
-    assert {"mychar.png", "edited.png", "my_char_comfyui.safetensors"} <= {
+    assert {"my_char.png", "edited.png", "my_char_comfyui.safetensors"} <= {
         path.name for path in tmp_path.iterdir()
     }
 

@@ -87,7 +87,7 @@ ELSEWHERE = {
             begin,
         ): f"{MESSAGES}test_the_wrong_job_prints_it_and_the_right_one_does_not"
         for begin in (
-            "config/my_character",
+            "config/my_char",
             "without caption",
             "warning: lr:",
             "datasets/after",
@@ -134,8 +134,8 @@ NOT_RUN = {
     "grep -v '^torch==' requirements.txt": "installs packages",
     "pip install": "installs packages",
     ".venv/bin/ruff": "checks the program",
-    ".venv/bin/mypy": "checks the program",
-    "OMP_NUM_THREADS=1 .venv/bin/python -m pytest": "the tests themselves",
+    "{ .venv/bin/mypy &": "checks the program, beside the tests themselves",
+    "wait $!": "waits for that check",
     "python -m pytest": "the tests themselves",
     "hf download": "downloads from the hub",
     ".venv/bin/hf download": "downloads from the hub",
@@ -214,14 +214,13 @@ JOBS = {
     "docs/memory.md": "job.yaml",
     "docs/moving_from_ai_toolkit.md": "config/my_job.yaml",
     "docs/multi_gpu.md": "config/my_char.yaml",
-    "docs/troubleshooting.md": "config/my_character.yaml",
+    "docs/troubleshooting.md": "config/my_char.yaml",
     "docs/web.md": "config/my_char.yaml",
     "docs/when_to_stop.md": "job.yaml",
 }
 """Page -> the job that its reader has, which is the example."""
 
 RUNS = {
-    "docs/internals.md": ("my_char",),
     "docs/lora_does_nothing.md": ("my_char",),
     "docs/loras.md": ("my_char",),
     "docs/models.md": ("my_char",),
@@ -537,7 +536,7 @@ def place(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         (tmp_path / folder).parent.mkdir(exist_ok=True)
         (tmp_path / folder).symlink_to(models / folder)
     (tmp_path / "kept.txt").write_text("a dog\n", encoding="utf-8")
-    for folder in ("my_char", "mychar/40_mychar", "after", "before", *CHARACTERS):
+    for folder in ("my_char", "after", "before", *CHARACTERS):
         shutil.copytree(PHOTOS / "40_photo", tmp_path / "datasets" / folder)
     return tmp_path
 

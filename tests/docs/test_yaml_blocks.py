@@ -101,7 +101,7 @@ def test_a_command_of_the_pages_can_be_given(
     capsys: pytest.CaptureFixture[str],
     command: str,
 ) -> None:
-    """As written, but planned only; config/my_character.yaml is what `run.py new` makes
+    """As written, but planned only; config/my_char.yaml is what `run.py new` makes
     of an example."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").mkdir()  # `new` writes into it
@@ -109,11 +109,11 @@ def test_a_command_of_the_pages_can_be_given(
     program, script, *arguments = shlex.split(command, comments=True)
     assert (program, script) == (".venv/bin/python", "run.py")
     if arguments[0] in ("new", "lint"):
-        shutil.copytree(PHOTOS, tmp_path / "datasets" / "mychar")
+        shutil.copytree(PHOTOS, tmp_path / "datasets" / "my_char")
     else:
         shutil.copy(
             ROOT / "config" / "examples" / EXAMPLE,
-            tmp_path / "config" / "my_character.yaml",
+            tmp_path / "config" / "my_char.yaml",
         )
     is_planned = arguments[0] in ("new", "lint") or "--dry-run" in arguments
     code = main([*arguments, *([] if is_planned else ["--dry-run"])])

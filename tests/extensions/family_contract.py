@@ -80,6 +80,7 @@ from toolkit.train.run_reader import list_network_files, read_run
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 SIZES = (Size(96, 160), Size(192, 128), Size(128, 128))
+SMALL = Size(96, 64)
 PHOTOS = ROOT / "config" / "examples" / "photos" / "40_photo"
 CAPTIONS = ("a cup of coffee, natural light", "a cat", "a photo of a rocket " * 5)
 
@@ -117,7 +118,11 @@ class Row:
     """Compiled programs of a training step: one for each kind of block."""
 
     other_names: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
-    """Program -> from the name of a layer to the beginning of its keys there."""
+    """Program -> from the name of a layer to the beginning of its keys there, which the
+    parts of a fused layer share."""
+
+    references: Sequence[Path] = ()
+    """Files of control images, where the family takes any."""
 
 
 @pytest.fixture
@@ -160,7 +165,7 @@ def load_pipeline(row: Row, folder: Path) -> Any:
 
 
 def open_model(row: Row, folder: Path, **options: Any) -> Any:
-    options = {"dtype": torch.float32, "reference_area": 0, **options}
+    options = {"dtype": torch.float32, **options}
     return family_named(row.arch).open(
         ModelLoadOptions(folder=folder, device=CPU, **options)
     )
@@ -186,11 +191,12 @@ def lora_of(model: DiffusionModel, rank: int = 3, spread: float = 0.05) -> Any:
     return network
 
 
-def batches_of(model: DiffusionModel) -> list[Any]:
-    """Three photographs of unlike size and caption as training steps get them."""
+def batches_of(model: DiffusionModel, references: Sequence[Path]) -> list[Any]:
+    """Three photographs of unlike size and caption as training steps get them, with
+    none, one and two of the control images."""
     photos = [
-        photo_item(size, caption=caption)
-        for size, caption in zip(SIZES, CAPTIONS, strict=True)
+        photo_item(size, references[:count], caption=caption)
+        for count, (size, caption) in enumerate(zip(SIZES, CAPTIONS, strict=True))
     ]
     loader = BatchLoader(encode_photos(model, *photos), seed=5)
     return [
@@ -215,23 +221,43 @@ def test_a_model_on_the_disk_has_no_fault(row: Row, plain: Path) -> None:
     assert model_fault(str(plain), None) == ""
 
 
+def test_the_text_encoder_keeps_what_is_planned(model: Any) -> None:
+    """Without the layers behind the last one that is used, and without a vision tower
+    that sees nothing."""
+    planned = model.family.footprint(model.options.folder).text
+    kept = sum(one.numel() for one in model.part("text_encoder").parameters())
+    both = planned.linear_params + planned.other_params
+    assert kept == pytest.approx(both, rel=0.02)
+
+
 # ------------------------------------------------------------ equal to diffusers
+
+
+def latents_of(family: DiffusersFamily, count: int, size: Size = SMALL) -> Tensor:
+    width, height = family.latent_size(size)
+    return torch.randn(count, family.latent_channels, height, width)
 
 
 def test_velocity_equals_that_of_diffusers_transformer(
     row: Row, pipeline: Any, model: Any
 ) -> None:
-    """Of a batch of unlike texts, in one pass and the other."""
+    """Of a batch of unlike texts and numbers of control images, in one pass and the
+    other."""
     family: DiffusersFamily = model.family
-    width, height = family.latent_size(Size(96, 64))
-    x_t_BCHW = torch.randn(3, family.latent_channels, height, width)
+    x_t_BCHW = latents_of(family, 3)
     t_B = torch.tensor([0.9, 0.5, 0.1])
     prompts = PromptEmbeds.stack([model.encode_prompt(one, ()) for one in CAPTIONS])
+    given = [latents_of(family, 1, size) for size in (Size(64, 64), Size(32, 96))]
+    references = [given[: min(count, family.max_references)] for count in (0, 2, 1)]
     with torch.no_grad():
-        ours = model.predict_velocity(x_t_BCHW, t_B, prompts, [()] * 3)
+        ours = model.predict_velocity(
+            x_t_BCHW, t_B, prompts, [[one[0] for one in each] for each in references]
+        )
         theirs = torch.cat(
             [
-                row.predict(pipeline, x_t_BCHW[[at]], t_B[[at]], [caption], ())
+                row.predict(
+                    pipeline, x_t_BCHW[[at]], t_B[[at]], [caption], references[at]
+                )
                 for at, caption in enumerate(CAPTIONS)
             ]
         )
@@ -250,13 +276,16 @@ def test_latents_equal_those_of_diffusers_autoencoder(
 def test_a_seed_gives_the_image_of_the_pipeline(
     row: Row, pipeline: Any, model: Any
 ) -> None:
-    for guidance in (1.0, 3.0):
-        prompt = SamplePrompt(CAPTIONS[0], "blurry", Size(128, 64), 42, guidance, 4)
+    for guidance, images in {(1.0, ()), (3.0, ()), (3.0, tuple(row.references))}:
+        prompt = SamplePrompt(
+            CAPTIONS[0], "blurry", Size(128, 64), 42, guidance, 4, references=images
+        )
         sampler = Sampler(
             model, [prompt], ItemEncoder(model, torch.float32), memory_stores()
         )
         theirs = row.draw(pipeline, prompt)
-        at_least(f"sample at {guidance:g}, dB", psnr(sampler.generate(0), theirs), 60)
+        name = f"sample at {guidance:g}, {len(images)} control images, dB"
+        at_least(name, psnr(sampler.generate(0), theirs), 60)
 
 
 def test_losses_equal_those_of_a_loop_with_peft(row: Row, unit_gain: Path) -> None:
@@ -279,11 +308,13 @@ def test_losses_equal_those_of_a_loop_with_peft(row: Row, unit_gain: Path) -> No
         theirs[name].data.copy_(parameter.data)
     optimizers = [torch.optim.AdamW(each.values(), 1e-2) for each in (ours, theirs)]
     step = FlowMatchingStep(model, seed=5, timestep_type="sigmoid")
-    for batch, caption in zip(batches_of(model), CAPTIONS, strict=True):
+    batches = batches_of(model, row.references)
+    for batch, caption in zip(batches, CAPTIONS, strict=True):
         latents_BCHW = batch.latents_BCHW
         noise_BCHW, t_B = step.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:])
         x_t_BCHW = torch.lerp(latents_BCHW, noise_BCHW, t_B.view(-1, 1, 1, 1))
-        velocity_BCHW = row.predict(pipeline, x_t_BCHW, t_B, [caption], ())
+        given = [one_CHW[None] for one_CHW in batch.control_latents[0]]
+        velocity_BCHW = row.predict(pipeline, x_t_BCHW, t_B, [caption], given)
         losses = (
             step(batch).by_role[NETWORK].mean(),
             (velocity_BCHW - (noise_BCHW - latents_BCHW)).square().mean(),
@@ -307,8 +338,7 @@ def test_a_lora_loads_in_diffusers_with_all_layers_and_means_the_same(
     row: Row, unit_gain: Path, model: Any, tmp_path: Path
 ) -> None:
     prompts = PromptEmbeds.stack([model.encode_prompt(CAPTIONS[0], ())])
-    width, height = model.family.latent_size(Size(96, 64))
-    x_t_BCHW = torch.randn(1, model.family.latent_channels, height, width)
+    x_t_BCHW = latents_of(model.family, 1)
     t_B = torch.tensor([0.6])
     with torch.no_grad():
         base = model.predict_velocity(x_t_BCHW, t_B, prompts, [()])
@@ -349,8 +379,9 @@ def test_files_of_other_programs_are_read(
         tensors: dict[str, Tensor] = {}
         for name in usual:
             inputs, outputs = layers[name]
+            rows = tensors.get(stem_of(name) + up, torch.empty(0, 4))
             tensors[stem_of(name) + down] = torch.randn(4, inputs)
-            tensors[stem_of(name) + up] = torch.randn(outputs, 4)
+            tensors[stem_of(name) + up] = torch.cat([rows, torch.randn(outputs, 4)])
         file = tmp_path / f"{program}.safetensors"
         save_file(tensors, file)
         assert load_adapter_file(file, layers).keys() == set(usual), program
@@ -643,8 +674,7 @@ def test_sizes_and_captions_share_programs_without_breaks(
         """Programs that are made for these sizes and captions."""
         begun = counters["stats"]["unique_graphs"]
         for size, prompt in zip(SIZES, prompts, strict=True):
-            width, height = model.family.latent_size(size)
-            x_t_BCHW = torch.randn(1, model.family.latent_channels, height, width)
+            x_t_BCHW = latents_of(model.family, 1, size)
             model.predict_velocity(x_t_BCHW, torch.tensor([0.5]), prompt, [()])
         return counters["stats"]["unique_graphs"] - begun
 

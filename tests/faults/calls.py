@@ -113,7 +113,12 @@ def answering(disk: Disk) -> Iterator[pytest.MonkeyPatch]:
         for module, names in CALLS.items():
             for name in names:
                 known = name if module in (os, fcntl) else "io.open"
-                patch.setattr(module, name, through(disk, known, getattr(module, name)))
+                real = getattr(module, name)
+                asked = through(disk, known, real)
+                patch.setattr(module, name, asked)
+                if real in os.supports_follow_symlinks:  # `shutil.copystat` looks there
+                    both = os.supports_follow_symlinks | {asked}
+                    patch.setattr(os, "supports_follow_symlinks", both)
         patch.setattr(writing, "_warned", set(), raising=False)
         yield patch
 

@@ -57,6 +57,7 @@ SETTINGS: dict[str, dict[str, dict]] = {
     "as it is": {},
     "bf16": {"train": {"dtype": "bf16"}},
     "int8": {"model": INT8},
+    "int8 products": {"model": {**INT8, "quantized_products": "int8"}},
     # A tenth of the layers, as each takes seconds to be traced.
     "compiled where auto can": {
         "network": {"network_kwargs": {"only_if_contains": ["to_q"]}},
@@ -121,7 +122,11 @@ SMALL_CARD = ("int4, text encoder int8", "lokr, prodigy")
 TOGETHER: dict[str, tuple[str, ...]] = {
     "bf16": ("bf16",),
     "fp8": ("fp8", "dora, adafactor", "low_vram"),
-    "int8, compiled": ("int8", "compiled where auto can", "all computed again"),
+    "int8, compiled": (
+        "int8 products",
+        "compiled where auto can",
+        "all computed again",
+    ),
     "uint3": (
         "uint3, the blank prompt held",
         "three blocks swapped",
@@ -210,10 +215,11 @@ STEPS = 3
 """The numbers of the third one show what both matrices of a LoRA have learned."""
 
 PRECISIONS = {
-    "cuda": {"": 1e-5, "bf16": 2e-3},
-    "real_cuda": {"": 1e-3, "bf16": 1e-2},
+    "cuda": {"": 1e-5, "quantized_products": 1e-4, "bf16": 2e-3},
+    "real_cuda": {"": 1e-3, "quantized_products": 1e-2, "bf16": 1e-2},
 }
-"""Relative, by device and what a job's settings mention: of bf16's roundings."""
+"""Relative, by device and what a job's settings mention: of bf16's roundings, and of
+numbers between two levels of 8 bits."""
 
 
 # The fixtures of a module do not ask for `device`: they would be made anew for each test
@@ -439,13 +445,16 @@ FUSED: dict[str, dict] = {
     "settings",
     [
         {},
-        {"network": {"dropout": 0.0}, "model": {**INT8, "blocks_to_swap": 2}},
+        {
+            "network": {"dropout": 0.0},
+            "model": {**INT8, "quantized_products": "int8", "blocks_to_swap": 2},
+        },
         FUSED | {"train": FUSED["train"] | {"optimizer": "adafactor"}},
         FUSED | {"train": FUSED["train"] | {"optimizer": "adamw"}},
     ],
     ids=[
         "as it is",
-        "int8, swapped",
+        "int8 products, swapped",
         "in the backward pass",
         "in it, by a fused kernel",
     ],

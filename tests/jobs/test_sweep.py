@@ -95,6 +95,7 @@ def test_a_key_that_is_given_again_has_all_values() -> None:
     """As a shell writes `train.lr={1e-4,2e-4}`."""
     twice = variants(["train.lr=1e-4", "train.lr=2e-4"], None)
     assert twice == variants(["train.lr=1e-4,2e-4"], None)
+    assert twice == variants(["train.lr={1e-4,2e-4}"], None)
 
 
 def test_lists_and_texts_with_commas_are_swept() -> None:

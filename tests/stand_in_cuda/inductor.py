@@ -18,7 +18,9 @@ from torch._dynamo.device_interface import CudaInterface
 from torch._inductor import async_compile, graph
 from torch._inductor import config as inductor
 
-PROPERTIES = SimpleNamespace(major=9, multi_processor_count=132, gcnArchName="")
+PROPERTIES = SimpleNamespace(
+    major=9, minor=0, multi_processor_count=132, gcnArchName=""
+)
 """Of an H100, as `torch.cuda.get_device_properties` gives them."""
 
 

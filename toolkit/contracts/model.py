@@ -147,6 +147,10 @@ class ModelFacts:
     """Pattern of the full names of the layers of blocks that an adapter has where a job
     names none; empty: all linear layers of the blocks."""
 
+    lora_outside: str = "(?!)"
+    """Pattern of the full names of the linear layers outside of the blocks that an
+    adapter has too. The default fits no name."""
+
     layer_names: Mapping[str, Sequence[str]] = {}
     """Name of a layer in the weights of the model's authors, or of ComfyUI -> the layer
     here, or several whose outputs it has, one after the other and equally many. `*` is
@@ -306,9 +310,10 @@ class ModelFacts:
         """
         return None
 
-    def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
+    def prompt_note(self, folder: Path, prompt: str) -> str | None:
         """A note on a prompt that is used although its end is cut off, or None. None
-        also where that is not known, as in `prompt_error`."""
+        also where that is not known, as in `prompt_error`. folder: of the model, as far
+        as it is on the disk."""
         return None
 
 

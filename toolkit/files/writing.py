@@ -104,8 +104,7 @@ def find_config(argument: str) -> Path:
         raise UserError(
             f"{argument[:80]!r}... is neither a file nor a command that can be read."
         )
-    places = [f"{base}{suffix}" for base in bases for suffix in suffixes]
-    above = next(filter(None, map(from_above, places)), "")
+    above = next(filter(None, map(from_above, map(str, bases))), "")
     missing = f"no such config. {above}".rstrip() + _near_config(bases)
     what = _folder_instead(given) if os.path.isdir(given) else missing
     looked = "".join(
@@ -120,7 +119,9 @@ def from_above(path: str) -> str:
     """What to do where a relative path leads somewhere from a folder above the working
     directory; empty where it does not."""
     for folder in Path.cwd().parents[:-1]:
-        if os.path.exists(folder / path):
+        if any(
+            os.path.exists(folder / f"{path}{end}") for end in ("", *CONFIG_SUFFIXES)
+        ):
             return f"It is in '{folder}': begin with 'cd {folder}'. "
     return ""
 
@@ -331,7 +332,8 @@ MARKER = "atelier.json"
 """File in each folder that `atomic_write_dir` made, with the names of its files. Only
 such a folder may be replaced, and only while no other files were added to it."""
 
-_OF_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+OF_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+"""Files that file managers leave in folders."""
 
 _ASIDE = ".replaced.tmp"
 """End of the name of a folder that makes room for another; TEMP_FILE_GLOB matches
@@ -377,7 +379,7 @@ def files_in(folder: Path) -> set[str]:
         place.relative_to(folder).as_posix()
         for place in places
         if (place.is_symlink() or not place.is_dir())
-        and place.name not in _OF_FILE_MANAGERS
+        and place.name not in OF_FILE_MANAGERS
     } - {MARKER}
 
 

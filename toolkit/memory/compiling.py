@@ -25,6 +25,7 @@ from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.errors import RunError, UserError
 from toolkit.files import now
+from toolkit.memory.quantized_products import with_gradient
 from toolkit.system.device import is_out_of_memory
 from toolkit.system.nvidia import NO_C_COMPILER, has_c_compiler
 
@@ -331,6 +332,11 @@ def compile_wrapper(
 
     programs = programs or Programs(settings)
     _keep_quiet()
+    if settings.backend == "inductor":
+        from torch._inductor.decomposition import decompositions
+
+        # it sees a copy, which it removes
+        decompositions.setdefault(with_gradient, lambda x_MI, y_MO, *_: y_MO.clone())
 
     def wrap(run: BlockForward) -> BlockForward:
         limit = settings.cache_size_limit or DEFAULT_RECOMPILE_LIMIT

@@ -60,6 +60,10 @@ the change of a layer."""
 DROPOUT_OFFLOADED = 4
 """Further units of that peak with input dropout of an adapter."""
 
+OF_PRODUCTS = {"int8": 22.5, "fp8": 14.7}
+"""Further bytes per token and channel where both factors of a product have 8 bits: the
+quantized rows, and sums that are not scaled yet. Simulated on fake tensors."""
+
 OF_DROPOUT = 12
 """Further units with input dropout of an adapter: each layer keeps its inputs and a
 mask."""
@@ -102,6 +106,9 @@ class StepShape:
     """Bytes per weight of a quantized layer's copies in the compute dtype, while it is
     used."""
 
+    of_products: float = 0
+    """Further bytes per token and channel while a layer is used: of `OF_PRODUCTS`."""
+
     casts: int = 0
     """Bytes of one block's trained parameters cast to the compute dtype; 0 where they
     have that dtype."""
@@ -117,10 +124,12 @@ class StepShape:
     """Whether the blocks are compiled: they keep the tensors that the partitioner
     chooses."""
 
+    outside: int = 0
+    """Bytes of activations that layers outside of the blocks keep."""
+
     def kept(self, level: str) -> int:
-        """Bytes of activations that all blocks keep on the device for the backward
-        pass."""
-        return self.blocks * self._kept_by_block(level)
+        """Bytes of activations that are kept on the device for the backward pass."""
+        return self.outside + self.blocks * self._kept_by_block(level)
 
     def kept_on_host(self, level: str) -> int:
         """Bytes that wait in CPU memory: with `full_offload` the inputs of all blocks
@@ -158,6 +167,7 @@ class StepShape:
         alone = self._of(
             self._units.change
         ) * self.largest_change - self._kept_by_block(level)
+        at_work += self._products
         beyond = everything - self._kept_by_block(level) + at_work
         return int(max(beyond, alone) + extra)
 
@@ -172,7 +182,7 @@ class StepShape:
             self._of(self._units.change) * self.largest_layer
             - BESIDE_A_CHANGE * self._unit,
         )
-        return int(units * self._unit + weight + change)
+        return int(units * self._unit + weight + change + self._products)
 
     def forward(self) -> int:
         """Bytes of a forward pass without gradients."""
@@ -180,7 +190,7 @@ class StepShape:
         layer = self._of_layer(self._units.change_forward) * self.largest_layer
         beside = layer and most - FORWARD_BESIDE_A_LAYER * self._unit + layer
         alone = self._of(self._units.change_forward) * self.largest_change
-        return int(max(most, beside, alone))
+        return int(max(max(most, beside) + self._products, alone))
 
     @property
     def _units(self) -> ActivationUnits:
@@ -193,6 +203,10 @@ class StepShape:
         if self._units.change_has_weight:
             return max(change, self.dequantized_bytes)
         return change + self.dequantized_bytes
+
+    @property
+    def _products(self) -> float:
+        return self.of_products * self.width * self.tokens
 
     @property
     def _unit(self) -> int:

@@ -26,7 +26,20 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from toolkit.number_types import FILE_CODES, STORED_CODES, UINT_BITS
+from toolkit.memory.quantized_products import (
+    LEAST_ROWS,
+    MULTIPLE,
+    ROTATED,
+    multiply,
+    product_grad,
+    with_gradient,
+)
+from toolkit.number_types import (
+    FILE_CODES,
+    STORED_CODES,
+    UINT_BITS,
+    QuantizedProducts,
+)
 from toolkit.rotation import regular_hadamard, rotate
 from toolkit.system.host_memory import malloc_trim
 
@@ -179,6 +192,9 @@ class RowwiseQuantized(QuantizedWeight):
     codes_OI: Tensor
     scale_O1: Tensor
 
+    in_8_bits = False
+    """Whether both factors of its products have 8 bits: see `quantized_products`."""
+
     def __init__(
         self, codes_OI: Tensor, scale_O1: Tensor, dtype: torch.dtype | None = None
     ) -> None:
@@ -194,6 +210,16 @@ class RowwiseQuantized(QuantizedWeight):
         self.register_buffer("codes_OI", codes_OI.view(torch.int8))
         self.register_buffer("scale_O1", scale_O1)
 
+    def multiply_in_8_bits(self) -> None:
+        """Quantizes the other factor of its products too, where the sides allow it."""
+        self.in_8_bits = not any(side % MULTIPLE for side in self.shape)
+
+    def _multiplies_in_8_bits(self, rows: Tensor) -> bool:
+        return self.in_8_bits and len(rows) >= LEAST_ROWS
+
+    def _codes(self) -> Tensor:
+        return self.codes_OI.view(self.code_type)
+
     def _values(self, dtype: torch.dtype) -> Tensor:
         if self.code_type == torch.int8:
             return self.codes_OI.to(dtype)
@@ -208,6 +234,12 @@ class RowwiseQuantized(QuantizedWeight):
         return scale_1O.to(dtype) if self.rounds_scales else scale_1O
 
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        if self._multiplies_in_8_bits(x_MI):
+            y_MO = multiply(x_MI.detach(), self._codes().t())
+            y_MO = _scaled(y_MO, self.scale_O1.t().float(), bias_O).to(x_MI.dtype)
+            if torch.compiler.is_compiling():
+                y_MO = with_gradient(x_MI, y_MO, self._codes(), self.scale_O1)
+            return y_MO
         # sums of unscaled codes may be too large for float16
         if x_MI.dtype == torch.float16:
             return super().matmul(x_MI, bias_O)
@@ -215,6 +247,8 @@ class RowwiseQuantized(QuantizedWeight):
         return _scaled(y_MO, self._scale_for(x_MI.dtype), bias_O)
 
     def matmul_grad(self, g_MO: Tensor) -> Tensor:
+        if self._multiplies_in_8_bits(g_MO):
+            return product_grad(g_MO, self._codes(), self.scale_O1)
         if g_MO.dtype == torch.float16:
             return super().matmul_grad(g_MO)
         # The scale of an output row belongs to a column of g, so it is applied to g.
@@ -455,8 +489,8 @@ class RotatedQuantized(QuantizedWeight):
     rotation_SS: Tensor
 
     def __init__(self, stored: QuantizedWeight, group: int, dtype: torch.dtype) -> None:
-        """stored: dequantizes to float32. group: number of inputs that are rotated
-        together. dtype: of the weight."""
+        """stored: Q. group: number of inputs that are rotated together. dtype: of the
+        weight."""
         super().__init__((stored.shape[0], stored.shape[1]), dtype)
         self.stored = stored
         self.register_buffer(
@@ -521,13 +555,15 @@ def quantizer(
     qtype: str,
     recovery: MutableMapping[str, LowRank] | None = None,
     make: MakeLowRank | None = None,
+    products: QuantizedProducts | None = None,
 ) -> Callable[[nn.Module, str], None]:
     """A function that quantizes a block to `qtype` in place, called with each block and
     its dotted name.
 
     recovery: full layer name -> frozen low-rank delta of an accuracy-recovery adapter;
     layers without one become int8. Entries are removed once used, so that none is in
-    memory twice. make: makes the delta of every layer instead.
+    memory twice. make: makes the delta of every layer instead. products: how the weights
+    are multiplied, in place of the type of the computation; they have such codes.
 
     >>> block = nn.Sequential(nn.Linear(64, 64))
     >>> quantizer("fp8_scaled")(block, "blocks.0")
@@ -555,8 +591,13 @@ def quantizer(
             stored = stored if chosen in FILE_CODES else None
             if stored:
                 weight = as_stored(*stored, linear.weight)
+            elif products == "int8" and linear.in_features % ROTATED == 0:
+                weight = rotated(linear.weight.detach())
             else:
                 weight = quantize_weight(linear.weight.detach(), chosen)
+            rowwise = weight.stored if isinstance(weight, RotatedQuantized) else weight
+            if products and isinstance(rowwise, RowwiseQuantized):
+                rowwise.multiply_in_8_bits()
             if make:
                 recovery_lora = make(f"{name}.{layer}", linear.weight.detach(), weight)
             if recovery_lora:
@@ -604,6 +645,18 @@ def quantize_weight(weight_OI: Tensor, qtype: str) -> QuantizedWeight:
     if qtype in UINT_BITS:
         return asymmetric(weight_OI, UINT_BITS[qtype])
     return _by_quanto(weight_OI, QUANTO[qtype])
+
+
+@torch.no_grad()
+def rotated(weight_OI: Tensor, group: int = ROTATED) -> RotatedQuantized:
+    """`weight_OI` in int8, quantized after groups of its inputs were rotated.
+
+    >>> rotated(torch.eye(64)).dequantize().shape
+    torch.Size([64, 64])
+    """
+    matrix_SS = regular_hadamard(group).to(weight_OI)
+    stored = _by_quanto(rotate(weight_OI, matrix_SS), QUANTO["int8"])
+    return RotatedQuantized(stored, group, weight_OI.dtype)
 
 
 def _by_quanto(weight_OI: Tensor, name: str) -> QuantizedWeight:

@@ -126,6 +126,8 @@ class DiffusersModel(FolderModel):
         language = getattr(encoder, "language_model", encoder)
         if -1 not in self.family.text_taps:
             language.norm = nn.Identity()
+        if language is not encoder and not self.family.text_sees_references:
+            del encoder.visual
         del language.layers[self.family.used_text_layers(len(language.layers)) :]
         for index, layer in enumerate(language.layers):
             if self.options.transform_text_block:

@@ -12,6 +12,7 @@ trainers and most tools call this module. Imports no torch.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
@@ -244,6 +245,10 @@ class ModelSizeInfo:
 
     decode_band_numbers: float = 0.0
 
+    outside_numbers: int = 0
+    """Elements per text token that layers outside of the blocks keep for the backward
+    pass where they are trained or adapted."""
+
     stacks_layers: bool = False
     """See `ModelFacts.stacks_layers`."""
 
@@ -422,13 +427,23 @@ class ModelFamily(ModelFacts, ABC):
 
     @abstractmethod
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        """The linear layers of the blocks, which are quantized and which a LoRA can
-        adapt, full name -> (inputs, outputs), from the model's config files alone."""
+        """The linear layers of the blocks, which are quantized, full name -> (inputs,
+        outputs), from the model's config files alone."""
 
     @abstractmethod
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
         """`linear_layers` and the other linear layers of the trained part, which a LoRA
         file may contain."""
+
+    def adapter_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
+        """The linear layers that a `network:` section chooses from: `linear_layers`, and
+        those outside of the blocks that `lora_outside` names."""
+        layers = self.every_linear_layer(folder).items()
+        return self.linear_layers(folder) | {
+            name: shape
+            for name, shape in layers
+            if re.fullmatch(self.lora_outside, name)
+        }
 
     @abstractmethod
     def modules(self, folder: Path) -> dict[str, int]:

@@ -21,9 +21,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.config.sections.model_files import local_index, read_model_json
+from toolkit.config.sections.model_files import read_model_json
 from toolkit.contracts.data import Size
-from toolkit.contracts.model import DynamicShift, ModelSection
+from toolkit.contracts.model import DynamicShift
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_shapes, tensor_sizes
@@ -67,6 +67,7 @@ BYTES_PER_WEIGHT: Mapping[str | None, float] = {None: 2.0} | QTYPE_BYTES
 OF_TEXT_LAYERS = re.compile(
     r"(?:model\.)?(?:language_model\.)?layers\.\d+\..*_proj\.weight"
 )
+OF_VISION = re.compile(r"(?:model\.)?visual\..*")
 TOKENIZER_FILES = "tokenizer.json|vocab.json tokenizer.json|merges.txt"
 PROCESSOR_FILES = "preprocessor_config.json|processor_config.json"
 """Processor files of `ModelFacts.parts`."""
@@ -202,10 +203,9 @@ class DiffusersFamily(ModelFamily):
         has = part_config(folder / "transformer").get(self.text_width_key)
         yield Joint(config, self.text_width_key, has, "text encoder", wanted)
 
-    def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
-        index = local_index(model.name_or_path, model.revision)
+    def prompt_note(self, folder: Path, prompt: str) -> str | None:
         most = self.text_length - self.text_tokens
-        file = index.parent / "tokenizer" / "tokenizer.json" if index else Path()
+        file = folder / "tokenizer" / "tokenizer.json"
         if len(prompt.encode("utf-8", "replace")) <= most or not file.is_file():
             return None
         from tokenizers import Tokenizer
@@ -283,7 +283,10 @@ class DiffusersFamily(ModelFamily):
                 name for name in modules if name.startswith("time_text_embed.")
             ),
             text=self._used_text(
-                text_size(text) if text else self.published_text, of_text
+                text_size(text, self.text_sees_references)
+                if text
+                else self.published_text,
+                of_text,
             ),
             vae=EncoderSize(0, sum(vae.values())) if vae else self.published_vae,
             encode_numbers=self.vae_tensors.encode * vae_width,
@@ -403,13 +406,18 @@ def text_config(folder: Path) -> dict[str, Any]:
     return config | (config.get("text_config") or {})
 
 
-def text_size(stored: Mapping[str, int]) -> EncoderSize:
+def text_size(stored: Mapping[str, int], sees_images: bool = True) -> EncoderSize:
     """Size of a text encoder. stored: name of each weight -> number of elements.
+    sees_images: otherwise its vision tower is freed.
 
     >>> text_size({"model.layers.0.mlp.up_proj.weight": 8, "lm_head.weight": 4})
     EncoderSize(linear_params=8, other_params=0, unused=4)
     """
-    unused = sum(count for name, count in stored.items() if name.startswith("lm_head"))
+    unused = sum(
+        count
+        for name, count in stored.items()
+        if name.startswith("lm_head") or (not sees_images and OF_VISION.fullmatch(name))
+    )
     linears = sum(
         count for name, count in stored.items() if OF_TEXT_LAYERS.fullmatch(name)
     )

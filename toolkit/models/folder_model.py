@@ -280,7 +280,7 @@ class FolderModel(DiffusionModel):
         return [block for _, block in blocks]
 
     def lora_targets(self) -> Sequence[str]:
-        return list(self.family.linear_layers(self.options.folder))
+        return list(self.family.adapter_layers(self.options.folder))
 
     @property
     def head_dim(self) -> int:

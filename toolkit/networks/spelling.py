@@ -4,7 +4,7 @@ Networks export their tensors in one form: `diffusion_model.<layer>.<matrix>` wi
 alpha for each layer. `spelled` turns that into the spelling of the model's family
 (`ModelFacts.lora_spelling`), which as many programs as possible load with exactly the
 trained effect. Which program reads which spelling was found by running it
-(the table is in docs/loras.md).
+(docs/use_your_lora.md has the table).
 
     spelling = SPELLINGS[family.lora_spelling]
     tensors = spelled(network.export(weights), spelling)

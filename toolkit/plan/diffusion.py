@@ -17,6 +17,7 @@ from textwrap import shorten
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.dataset import DatasetConfig, Rectangle, sides_of
 from toolkit.config.sections.lora_beside import ASSISTANT, OF_SAMPLES
+from toolkit.config.sections.model_files import local_index
 from toolkit.config.sections.output import SampleConfig
 from toolkit.config.sections.train import TrainConfig
 from toolkit.config.sections.trainer import DiffusionSection
@@ -52,7 +53,7 @@ from toolkit.plan.memory_inputs import (
     groups_of,
 )
 from toolkit.plan.memory_plan import plan_memory
-from toolkit.plan.oom_hints import suggestions
+from toolkit.plan.oom_hints import MemorySaving, suggestions
 from toolkit.plan.planning import Planner, times_in_run
 from toolkit.plan.run_plan import SaveSize
 from toolkit.plan.run_time import run_work, steps_and_guidance, times_key
@@ -177,8 +178,8 @@ class SdPlanner(Planner[DiffusionSection]):
             self._estimates[compiled] = data, estimate
         return estimate
 
-    def savings(self) -> Iterable[str]:
-        return [change.text for change in suggestions(self.section)]
+    def savings(self) -> Iterable[MemorySaving]:
+        return suggestions(self.section)
 
     def save_size(self) -> SaveSize:
         section = self.section
@@ -254,7 +255,7 @@ class SdPlanner(Planner[DiffusionSection]):
         folder = self.section.model.files_folder()
         if self.section.network.trains_model:
             return list(self.family.modules(folder))
-        return list(self.family.linear_layers(folder))
+        return list(self.family.adapter_layers(folder))
 
     def _trained_line(self, trained: TrainableParams) -> str:
         """The line on the network that is trained, and on the disk space of a save."""
@@ -324,10 +325,14 @@ class SdPlanner(Planner[DiffusionSection]):
     def _cut_texts(self, noun: str, texts: Iterable[tuple[str, str]]) -> Iterator[str]:
         """A warning of texts whose end the model does not get. texts: (begin of the
         warning, text)."""
+        model = self.section.model
+        index = local_index(model.name_or_path, model.revision)
+        if index is None:
+            return
         notes = [
             f"{subject} {note}"
             for subject, text in texts
-            if (note := self.family.prompt_note(self.section.model, text))
+            if (note := self.family.prompt_note(index.parent, text))
         ]
         if not notes:
             return
@@ -446,7 +451,7 @@ class SdPlanner(Planner[DiffusionSection]):
         # of other kinds the rank is not that of a product of two matrices
         if not KINDS[network.type].up_names:
             return
-        layers = self.family.linear_layers(self.section.model.files_folder())
+        layers = self.family.adapter_layers(self.section.model.files_folder())
         chosen = [
             min(layers[name])
             for name in select_target_modules(

@@ -176,6 +176,9 @@ class TrainingBytes:
     saved: int
     """Copies in main memory of what is being saved."""
 
+    saves_early: bool
+    """Whether something is saved while training continues."""
+
 
 @dataclass(frozen=True)
 class EncoderBytes:
@@ -278,7 +281,15 @@ def read_job(
     inputs = _Inputs(
         section, family, folder, facts, shards, trained, all_trained, images, on_gpu
     )
-    step = step_shape(section, facts, trained, images.training.tokens, compiled)
+    batch = images.training
+    step = step_shape(
+        section,
+        facts,
+        trained,
+        batch.tokens,
+        compiled,
+        batch.images * batch.text_tokens,
+    )
     return JobBytes(
         on_gpu=on_gpu,
         processes=read_distributed_env().world_size,
@@ -476,6 +487,7 @@ def _training_bytes(inputs: _Inputs) -> TrainingBytes:
         exchanged=_exchanged_bytes(inputs),
         block_gradients=_block_gradients(inputs),
         saved=_saved_bytes(inputs),
+        saves_early=_saves_early(inputs),
     )
 
 
@@ -519,15 +531,16 @@ def _block_gradients(inputs: _Inputs) -> int:
     return block_weights * (inputs.number_bytes + 2 * FLOAT)
 
 
+def _saves_early(inputs: _Inputs) -> bool:
+    every, by_epochs = inputs.section.save.interval()
+    return bool(by_epochs) or 0 < every < (inputs.section.train.steps or every + 1)
+
+
 def _saved_bytes(inputs: _Inputs) -> int:
     """Bytes that rank 0 copies from all ranks, to write them while training
     continues."""
     save = inputs.section.save
     train = inputs.section.train
-    every, by_epochs = save.interval()
-    saves_during_training = by_epochs or 0 < every < (train.steps or every + 1)
-    if not inputs.on_gpu and not saves_during_training:
-        return 0  # the memory of a step is free again at the end
     is_sharded = inputs.shards > 1 and inputs.section.network.trains_model
     saved = 0
     if not save.mem_eff_save and not (is_sharded and inputs.section.saves_folders):

@@ -22,7 +22,7 @@ from toolkit.contracts.data import BucketedSample, Size
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.batches.image_data import ImageData
 from toolkit.files.safetensors_io import tensor_sizes
-from toolkit.memory.estimate import StepShape
+from toolkit.memory.estimate import OF_PRODUCTS, StepShape
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
 from toolkit.networks.targets import select_target_modules
 from toolkit.number_types import DTYPE_BYTES, QTYPE_BYTES
@@ -63,6 +63,9 @@ class TrainableParams:
 
     first_block: int = 0
     """Number of blocks that run before the first trained layer: they keep nothing."""
+
+    outside: bool = False
+    """Whether layers outside of the blocks are trained or adapted."""
 
     @property
     def weights(self) -> int:
@@ -111,8 +114,9 @@ def count_trainable_params(
             shapes,
             sum(modules.values()),
             first_block=_blocks_before(family, folder, chosen),
+            outside=_outside(family, chosen),
         )
-    layers = family.linear_layers(folder)
+    layers = family.adapter_layers(folder)
     chosen = select_target_modules(config.network, list(layers), family.lora_layers)
     # few sizes, many layers
     shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))
@@ -131,7 +135,12 @@ def count_trainable_params(
         sum(map(prod, frozen)),
         max(prod(layers[name]) for name in chosen),
         _blocks_before(family, folder, chosen),
+        _outside(family, chosen),
     )
+
+
+def _outside(family: ModelFamily, chosen: Sequence[str]) -> bool:
+    return any(family.place_of(f"{name}.")[0] < 0 for name in chosen)
 
 
 def _blocks_before(family: ModelFamily, folder: Path, chosen: Sequence[str]) -> int:
@@ -160,9 +169,11 @@ def step_shape(
     trained: TrainableParams,
     tokens: int,
     compiled: bool = False,
+    text_tokens: int = 0,
 ) -> StepShape:
-    """The step of one rank with `tokens` tokens in its largest batch. trained: the
-    parameters of that rank. compiled: whether the blocks are."""
+    """The step of one rank with `tokens` tokens in its largest batch, `text_tokens` of
+    which are of texts. trained: the parameters of that rank. compiled: whether the
+    blocks are."""
     model = section.model
     train = section.train
     number = DTYPE_BYTES[train.dtype]
@@ -197,10 +208,12 @@ def step_shape(
         largest_layer=facts.largest_of_tokens,
         largest_change=trained.largest_layer,
         dequantized_bytes=copies,
+        of_products=OF_PRODUCTS.get(model.quantized_products or "", 0),
         casts=casts,
         gradients=bytes_each * (trained.largest if fused else trained.weights),
         gradients_wait=accumulates,
         compiled=compiled,
+        outside=trained.outside * facts.outside_numbers * text_tokens * number,
     )
 
 
@@ -361,6 +374,8 @@ class LargestBatch:
     references: int
     reference_pixels: int
     text_tokens: int
+    """Of one image."""
+
     encoder_tokens: int = 0
     """Further tokens that the text encoder has for the references of an image."""
 

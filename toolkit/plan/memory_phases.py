@@ -82,7 +82,8 @@ def choose(job: JobBytes, level: str, table: bool) -> Choice:
 
 def phases(job: JobBytes, choice: Choice) -> dict[str, Bytes]:
     """Phase -> its bytes on the compute device, in the order of a run. The phase of
-    samples is left out where the job makes none."""
+    samples is left out where the job makes none. On a GPU saving takes main memory
+    alone (`host`)."""
     few_rows = job.lookahead_rows
     all_rows = max(few_rows, MOST_ROWS)
     optimizer = job.training.optimizer
@@ -93,7 +94,9 @@ def phases(job: JobBytes, choice: Choice) -> dict[str, Bytes]:
         "training": step(job, choice, optimizer, all_rows),
     }
     if not job.on_gpu:
-        by_phase["training"][Part.SAVED] = job.training.saved
+        if job.training.saves_early:
+            by_phase["training"][Part.SAVED] = job.training.saved
+        by_phase["saving"] = saving(job, choice, all_rows)
     if job.samples is not None:
         by_phase["sampling"] = {
             **at_rest(job, choice, optimizer, all_rows),
@@ -200,6 +203,20 @@ def step(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
         held = max(0, _being_quantized(job, choice))
         work[Part.GAPS] = work.get(Part.GAPS, 0) + held
     return at_rest(job, choice, optimizer, rows) | work
+
+
+def saving(job: JobBytes, choice: Choice, rows: int) -> Bytes:
+    """Bytes on a CPU while the last file and state are copied. The activations are
+    freed, and glibc keeps the gaps between them. rows: of the modulation cache."""
+    gaps = _gaps(job)
+    activations, _ = step_peak(
+        job.step, choice.level, partial(gaps, level=choice.level)
+    )
+    return {
+        **at_rest(job, choice, job.training.optimizer, rows),
+        Part.GAPS: gaps(activations, choice.level),
+        Part.SAVED: job.training.saved,
+    }
 
 
 def offloaded(job: JobBytes, choice: Choice) -> Bytes:

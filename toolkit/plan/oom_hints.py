@@ -10,6 +10,7 @@ in `memory_plan.py`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from toolkit.config.reading.field_types import (
     PER_PARAMETER_OPTIMIZERS,
 )
 from toolkit.config.sections.dataset import Rectangle, area_of, sides_of
+from toolkit.config.sections.model import FEWEST_SWAPPED
 from toolkit.config.sections.trainer import DiffusionSection, TrainerConfig
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.estimate import GB, gigabytes
+from toolkit.models.families import family_for
 from toolkit.number_types import QTYPE_BYTES
 from toolkit.plan.memory import (
     ENCODING,
@@ -49,9 +52,6 @@ OF_WHOLE_BLOCKS = SINGLE_PROCESS_ONLY | {
 EIGHT_BIT = {"adamw": "adamw8bit", "adam": "adam8bit"}
 """Optimizer -> the same one with a quarter of the state."""
 
-BLOCKS_TO_SWAP = 30
-"""Suggested number of swapped blocks: half of the published model's."""
-
 
 @dataclass(frozen=True)
 class MemorySaving:
@@ -68,6 +68,22 @@ class MemorySaving:
     values: tuple[tuple[str, str, Any], ...] = ()
     """(section, key, value) of each key that changes; with "" for the section, a key of
     the process itself."""
+
+    @property
+    def changes(self) -> list[str]:
+        """The keys as `--set` takes them. Empty where one is of no simple value.
+
+        >>> MemorySaving("", (("model", "low_vram", True),)).changes
+        ['model.low_vram=true']
+        """
+        if not all(
+            isinstance(value, bool | int | float | str) for *_, value in self.values
+        ):
+            return []
+        return [
+            f"{part}.{key}={json.dumps(value).strip(chr(34))}".lstrip(".")
+            for part, key, value in self.values
+        ]
 
 
 # ------------------------------------------------------------ of any trainer
@@ -238,10 +254,11 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         )
     if not whole and train.optimizer in EIGHT_BIT:
         yield _set("train", optimizer=EIGHT_BIT[train.optimizer])
-    if not model.blocks_to_swap and (
+    half = family_for(model).block_count(model.files_folder()) // 2
+    if (not model.blocks_to_swap and half >= FEWEST_SWAPPED) and (
         not whole or (train.fused_backward_pass and train.gradient_accumulation == 1)
     ):
-        yield _set("model", blocks_to_swap=BLOCKS_TO_SWAP)
+        yield _set("model", blocks_to_swap=half)
     if train.checkpointing_level() not in OFFLOADING_LEVELS:
         yield _set("train", gradient_checkpointing="full_offload")
     can_offload = (

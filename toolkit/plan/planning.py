@@ -49,7 +49,7 @@ from toolkit.optim.schedules import (
 )
 from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import Machine, MemoryEstimate, machine_from_config
-from toolkit.plan.oom_hints import advice_line, why_too_large
+from toolkit.plan.oom_hints import MemorySaving, advice_line, why_too_large
 from toolkit.plan.outlook import (
     DAMAGED,
     DiskOutlook,
@@ -127,7 +127,9 @@ class Planner(ABC, Generic[SectionT]):
         it is too little."""
         yield self._memory_line(memory)
         yield from memory.notes
-        if line := advice_line(memory, self.machine, self.savings):
+        if line := advice_line(
+            memory, self.machine, lambda: [saving.text for saving in self.savings()]
+        ):
             yield line
 
     def _memory_line(self, memory: MemoryEstimate, brief: bool = False) -> str:
@@ -135,7 +137,7 @@ class Planner(ABC, Generic[SectionT]):
         elsewhere = "a GPU, which is not available here" if is_elsewhere else "the GPU"
         return memory.render(self.machine.asked or elsewhere, self.machine.limit, brief)
 
-    def savings(self) -> Iterable[str]:
+    def savings(self) -> Iterable[MemorySaving]:
         """Changes of the job that save memory, in the order in which they are worth
         trying."""
         return ()
@@ -194,6 +196,7 @@ class Planner(ABC, Generic[SectionT]):
             fits=self._memory_line(memory, brief=True) if memory else "",
             notes=tuple(self._notes(data, memory, steps)),
             memory=memory,
+            savings=tuple(filter(None, (one.changes for one in self.savings()))),
             save_size=self.save_size() if memory else None,
             time=time if memory else None,
             against_compiling=self.against_compiling,

@@ -192,6 +192,10 @@ class RunPlan:
     memory: MemoryEstimate | None = None
     """The memory estimate of the run, where there is one."""
 
+    savings: tuple[list[str], ...] = ()
+    """What would save memory, in the order in which it is worth trying: the keys of each
+    change as `--set` takes them."""
+
     stream: StreamPlan | None = None
     """The stream of shards, where the datasets are one."""
 
@@ -234,7 +238,11 @@ class RunPlan:
             if self.optimizer_steps == UNTIL_THE_DATA_ENDS
             else self.optimizer_steps,
             "epochs": self.epochs or self.requested_epochs,
-            **({"memory": self.memory.to_json()} if self.memory else {}),
+            **(
+                {"memory": self.memory.to_json(), "savings": list(self.savings)}
+                if self.memory
+                else {}
+            ),
             **(self.outlook.to_json() if self.outlook else {}),
             "notes": notes,
             "warnings": [line.removeprefix(WARNING) for line in warnings],

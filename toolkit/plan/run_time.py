@@ -313,7 +313,7 @@ def blocks_of(
     blocks = replace(blocks, extra_bytes=extra, swapped_bytes=swapped * at_rest)
     if section.network.trains_model:
         return blocks
-    layers = family.linear_layers(model.files_folder())
+    layers = family.adapter_layers(model.files_folder())
     of_tokens = [
         sum(layers[name])
         for name in trained.layers

@@ -30,6 +30,7 @@ from toolkit.memory.quantization import (
     MakeLowRank,
     quantizer,
 )
+from toolkit.memory.quantized_products import check_products
 from toolkit.memory.stored_blocks import describe, restore
 from toolkit.models.families import BlockTransform, family_for, kept_bytes, kept_label
 from toolkit.models.hub import download_file
@@ -71,6 +72,8 @@ def load_base_model(
     or put there, if `model.keep_quantized` says so. maps: whether blocks of it that
     wait may be mapped; not where something writes to their weights.
     """
+    if model.quantized_products:
+        check_products(model.quantized_products, device)
     cache = Path(training_folder).expanduser() / CACHE_FOLDER
     stored_dtype = weights_dtype or dtype
     kept_model = None
@@ -168,6 +171,7 @@ def kept_name(model: ModelConfig, dtype: torch.dtype, device: str) -> str:
             for lora in model.base_loras
         ],
         recovery=recovery,
+        **({"products": model.quantized_products} if model.quantized_products else {}),
     )
     return f"{model.qtype}_{key[:32]}"
 
@@ -191,7 +195,9 @@ def block_quantizer(model: ModelConfig) -> Quantizer | None:
         return None
     layers = family_for(model).linear_layers(model_folder(model))
     recovery = _recovery(model, layers) if model.accuracy_recovery_adapter else None
-    return partial(quantizer, recovery=recovery)
+    return partial(
+        quantizer, recovery=recovery, products=model.quantized_products or None
+    )
 
 
 def _auto_quantizer(model: ModelConfig, dtype: torch.dtype, cache: Path) -> Quantizer:

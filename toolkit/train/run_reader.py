@@ -285,8 +285,7 @@ def read_run(folder: Path) -> RunInfo:
 def near_run(path: Path) -> str:
     """The folder of the run that is meant by one of its files, or by its name, as a
     sentence; empty where there is none."""
-    output = Path("output")
-    places = (output / path, path.parent, output / path.stem)
+    places = (Path("output", path), path.parent, Path("output", path.stem))
     return next((f" Did you mean '{one}'?" for one in places if _is_run(one)), "")
 
 

@@ -114,6 +114,9 @@ class CaptionConfig(ToolConfig):
     recursive: bool = False
     """Include the images of all subfolders."""
 
+    limit: int = Field(default=0, ge=0)
+    """Caption at most this many images, to see how they turn out. 0: all."""
+
     overwrite: bool = False
     """Also caption images that have a caption. Old captions are moved to
     `.trash/<date>/` in `folder`."""

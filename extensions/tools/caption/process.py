@@ -49,6 +49,7 @@ class CaptionProcess(BaseExtensionProcess):
         captions = open_captions(section)
         todo = captions.missing(images)
         had = len(images) - len(todo)
+        todo = todo[: section.limit or None]
         if had:
             rest = "" if todo else ": nothing to do"
             logger.info(f"{had} of {len(images)} images have captions{rest}")

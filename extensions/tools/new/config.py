@@ -29,7 +29,7 @@ from extensions.tools.shared.keys import check_folder, check_place
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.commands import command
 from toolkit.config.reading.field_types import PathOrList, PathStr, WritePathStr
-from toolkit.config.reading.loader import name_like
+from toolkit.config.reading.loader import FILE_ENDING, name_like
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.sections.model import ModelConfig
@@ -59,21 +59,6 @@ JOB_KEYS = {
 """Flags that users expect of this command -> the key of the job that it writes."""
 
 
-_FILES = (*CONFIG_SUFFIXES, ".toml", ".txt", ".safetensors")
-_ENDING = re.compile(rf"(?i)({'|'.join(map(re.escape, _FILES))})+\s*$")
-"""The ending of a job's file, or of a run's."""
-
-
-def name_meant(text: str) -> str:
-    """The name of a run that is meant by a path, or by the name of its job's file.
-
-    >>> name_meant("config/my_char.yaml")
-    'my_char'
-    """
-    *_, last = re.split(r"[/\\=:]", text.rstrip("/\\"))
-    return name_like(_ENDING.sub("", last), "my_char")
-
-
 def _in_the_job(key: str) -> str:
     return f"It is a key of the job that this command writes: change '{key}' there."
 
@@ -89,7 +74,10 @@ class NewConfig(ToolConfig):
     )
     positional: ClassVar[tuple[str, ...]] = ("job_name", "folder")
 
-    common_words: ClassVar = {word: _in_the_job(key) for word, key in JOB_KEYS.items()}
+    common_words: ClassVar = {
+        **{word: _in_the_job(key) for word, key in JOB_KEYS.items()},
+        "name": "The name is the first word, without a flag: new NAME FOLDER.",
+    }
 
     job_name: str = Field(max_length=100)
     """Name of the run and of its files: letters, digits, `_`, `-` and `.`."""
@@ -205,16 +193,16 @@ class NewConfig(ToolConfig):
         name, folder = Path(self.job_name).expanduser(), Path(self.folder).expanduser()
         if name.is_dir() and not folder.exists():
             message = f"{self.folder!r} is not a folder, and {self.job_name!r} is one: the name comes first."
-            right = command("new", name_meant(self.folder), self.job_name)
+            right = command("new", name_like(self.folder), self.job_name)
             yield Diagnostic(("folder",), f"{message} Write: {right}")
-        elif _ENDING.search(self.job_name):
-            message = f"{self.job_name!r} is the name of a file, and that of a run has no ending."
-            right = name_meant(self.job_name)
-            yield Diagnostic(("job_name",), f"{message} Write {right!r}.")
-        elif not re.fullmatch(r"\w[\w.-]*", self.job_name):
-            message = f"{self.job_name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only."
-            right = name_meant(self.job_name)
-            yield Diagnostic(("job_name",), f"{message} Write {right!r}.")
+        elif FILE_ENDING.search(self.job_name) or not re.fullmatch(
+            r"\w(?:[\w.-]*\w)?", self.job_name
+        ):
+            yield Diagnostic(
+                ("job_name",),
+                f"{self.job_name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only, "
+                f"no ending of a file. Write {name_like(self.job_name)!r}.",
+            )
         else:
             findings: list[Diagnostic] = []
             if not is_table(self.folder):

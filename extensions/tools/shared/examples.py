@@ -301,7 +301,7 @@ def example_text(model: Model, gpu: int, peak: str) -> str:
         recipe=recipe_of(model.title, family_named(model.arch)),
         name=f"{model.run}_{gpu}gb",
         card=assumed_card(gpu).name,
-        trigger='"mychar"',
+        trigger='"mychr"',
         folder=model.folder,
         id=model.id,
     )

@@ -152,13 +152,37 @@ def check_model_folder(
         yield Diagnostic(key, f"{path!r} holds no {INDEX}. Give the folder of a model.")
 
 
+_NUMBER = r"-?\d*[.,]?\d+ ?%?"
+_STRENGTH = re.compile(
+    rf"(.+\.safetensors)(?:->|[\s=@*,;:(\[x#|])+({_NUMBER})(?:[x)\]]|:{_NUMBER})?"
+)
+"""A file and its strength, behind whatever sign."""
+
+
+def strength_of(text: str) -> str:
+    """A strength as it is to be written; empty for a text that is not a number.
+
+    >>> strength_of("0,8"), strength_of("80%"), strength_of("OUTS")
+    ('0.8', '0.8', '')
+    """
+    share, sign, _ = text.replace(",", ".").partition("%")
+    if not re.fullmatch(_NUMBER, text):
+        return ""
+    return f"{float(share) / 100:g}" if sign else share
+
+
 def split_strength(text: str) -> tuple[str, float]:
     """`FILE[:STRENGTH]` -> (file, strength), 1 without. Raises UserError for a strength
-    that is not a number.
+    that is not a number, or behind another sign.
 
     >>> split_strength("a.safetensors:0.8"), split_strength("b.safetensors")
     (('a.safetensors', 0.8), ('b.safetensors', 1.0))
     """
+    typed = _STRENGTH.fullmatch(text)
+    right = typed and f"{typed[1]}:{strength_of(typed[2])}"
+    if right and right != text:
+        message = f"{text!r}: a strength stands behind its file and a colon."
+        raise UserError(f"{message} Write {right!r}.")
     path, colon, strength = text.rpartition(":")
     if (
         not colon
@@ -215,27 +239,14 @@ def _file_in(folder: Path) -> str:
     return "It holds no .safetensors file."
 
 
-_NUMBER = r"-?\d*[.,]?\d+"
-_STRENGTH = re.compile(
-    rf"(.+\.safetensors)[\s=@*,;:(\[x]+({_NUMBER})(?:[)\]]|:{_NUMBER})?"
-)
-"""A file and its strength, behind whatever sign."""
-
-
 def check_loras(
     key: str, files: Sequence[str], job: JobContext
 ) -> Iterator[Diagnostic]:
     """Reports LoRA files that are missing or of another kind, and strengths that are
     not numbers."""
     for index, text in enumerate(files):
-        is_alone = index > 0 and re.fullmatch(_NUMBER, text)
-        typed = f"{files[index - 1]} {text}" if is_alone else text
-        strength = _STRENGTH.fullmatch(typed)
-        right = strength and f"{strength[1]}:{strength[2].replace(',', '.')}"
-        if right and right != text.replace(" ", "") and not Path(text).is_file():
-            message = f"{text!r}: a strength stands behind its file and a colon."
-            yield Diagnostic((key, index), f"{message} Write {right!r}.")
-            continue
+        if index and re.fullmatch(_NUMBER, text):
+            text = f"{files[index - 1]} {text}"
         try:
             file, _ = split_strength(text)
         except UserError as error:

@@ -25,6 +25,7 @@ from extensions.tools.shared.keys import (
     check_origins,
     check_place,
     split_strength,
+    strength_of,
 )
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.reading.field_types import (
@@ -46,7 +47,7 @@ from toolkit.config.reading.tool import ToolConfig
 from toolkit.config.reading.validate import validate
 from toolkit.config.reading.yaml_reader import read_text, read_yaml
 from toolkit.config.sections.model import ModelConfig
-from toolkit.config.sections.model_files import ModelFolder
+from toolkit.config.sections.model_files import ModelFolder, local_index
 from toolkit.config.sections.output import (
     MAX_SIDE,
     RANDOM_SEED,
@@ -59,6 +60,7 @@ from toolkit.config.sections.trainer import Device
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.pixels.images import ImageError, image_size
+from toolkit.data.scan.foreign_syntax import LORA_TAG
 from toolkit.errors import ConfigErrors, Severity, UserError
 from toolkit.files.run_files import saved_as
 from toolkit.models.families import (
@@ -90,12 +92,6 @@ SeedOrList = Annotated[
     schema_of_list({"type": "integer", "minimum": 0}),
 ]
 """One seed or a list of seeds."""
-
-LORA_TAG = re.compile(
-    r"<(?i:lora|lyco):([^<>:\n]+)(?:: *(-?\d*[.,]?\d+) *(?=[:>]))?[^<>\n]*>"
-)
-"""How AUTOMATIC1111's stable-diffusion-webui loads a LoRA, with its name and strength.
-Source: its modules/extra_networks.py at 0674fabd."""
 
 LIGHTNING_SHIFT = 3.0
 """Shift of the noise levels that the Lightning LoRAs were distilled with; their last
@@ -320,24 +316,32 @@ class PicturesConfig(ToolConfig):
             family, item.sample_steps, item.guidance_scale
         ):
             yield Diagnostic((key,), f"{flag} {message}", "warning")
-        note = family.prompt_note(self.found_model(), item.prompt)
+        model = self.found_model()
+        index = local_index(model.name_or_path, model.revision)
+        note = family.prompt_note(index.parent, item.prompt) if index else None
         if note:
             yield Diagnostic((key,), note, "warning")
 
     def lora_in(self, item: SampleItem) -> str:
         """What to write instead of `<lora:name:0.6>` in a prompt; empty where it has
         none."""
-        tags = [*LORA_TAG.finditer(f"{item.prompt}\n{item.neg or ''}")]
         files = {Path(split_strength(one)[0]).stem: one for one in self.lora}
+        tags = LORA_TAG.findall(f"{item.prompt}\n{item.neg or ''}")
         for tag in tags:
-            name = Path(tag[1].strip()).name.removesuffix(".safetensors")
-            file = files.get(name) or saved_as(f"output/{name}.safetensors") or "FILE"
-            if tag[2]:
-                file = f"{split_strength(str(file))[0]}:{tag[2].replace(',', '.')}"
-            files[name] = str(file)
+            parts = re.split("[:=]", tag.strip("<>()[]{}"))
+            kind, name, *strengths = map(str.strip, parts)
+            name = re.split(r"[/\\]", name)[-1].removesuffix(".safetensors")
+            file = str(
+                files.get(name) or saved_as(f"output/{name}.safetensors") or "FILE"
+            )
+            if strength := "".join(map(strength_of, strengths[:1])):
+                file = f"{split_strength(file)[0]}:{strength}"
+            if kind.lower() != "hypernet":
+                files[name] = file
+        load = f", and write: --lora {shlex.join(files.values())}" if files else "."
         return (
-            f"{tags[0][0]!r} loads nothing: it would be drawn as text. Leave the tag "
-            f"out of the prompt, and write: --lora {shlex.join(files.values())}"
+            f"{tags[0]!r} loads nothing: it would be drawn as text. Leave the tag "
+            f"out of the prompt{load}"
             if tags
             else ""
         )

@@ -49,6 +49,7 @@ def _post(path: str, view: object) -> Route:
 
 ROUTES = [
     _get("/", runs.index),
+    _post("/start", queue.try_mascots),
     _get("/runs/{run}", after.page),
     _get("/runs/{run}/samples/{name}", run.sample),
     _get("/runs/{run}/references/{index:int}/{slot:int}", run.reference),
@@ -65,6 +66,7 @@ ROUTES = [
     _get("/runs/{run}/images/{folder}/{name}", after.tried_image),
     _post("/runs/{run}/favourite", run.favourite),
     _post("/runs/{id}/resume", resume.resume),
+    _post("/runs/{id}/less", resume.less_memory),
     _post("/runs/{id}/control", queue.control),
     _post("/runs/{id}/longer", shelf.longer),
     _get("/verbs/{kind}/{id}", shelf.show),
@@ -111,6 +113,7 @@ ROUTES = [
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
     Mount("/static/pages", StaticFiles(directory=PAGES)),
+    Mount("/static/mascots", StaticFiles(directory=runs.PICTURES, check_dir=False)),
     Mount("/static", StaticFiles(directory=HERE / "static")),
 ]
 """All addresses. A GET request changes nothing. The guard protects every address except

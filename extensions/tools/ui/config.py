@@ -125,6 +125,24 @@ class UiConfig(ToolConfig):
             yield from check_place(folder, key, "Give a folder.")
 
 
+SYNONYMS = {
+    "list": ("ls", "show", "status"),
+    "add": ("push", "submit", "append", "put"),
+    "remove": ("delete", "rm", "del"),
+    "move": ("mv",),
+    "stop": ("cancel", "kill", "abort"),
+    "retry": ("restart", "again", "rerun"),
+    "clear": ("empty",),
+    "run": ("start", "resume", "continue", "work"),
+    "longer": ("extend", "continue", "resume"),
+    "clone": ("copy", "cp", "duplicate"),
+    "rename": ("move", "mv"),
+    "delete": ("remove", "rm", "del", "purge"),
+    "restore": ("undo", "undelete", "recover"),
+}
+"""Verb -> verbs of other programs."""
+
+
 class VerbConfig(ToolConfig):
     """What `run.py queue`, `runs`, `datasets` and `jobs` have in common: a verb, and
     the words that it takes."""
@@ -133,9 +151,6 @@ class VerbConfig(ToolConfig):
     flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
     verbs: ClassVar[Mapping[str, tuple[int | None, str]]] = {}
     """Verb -> the number of words that it takes (None: one or more), and which words."""
-
-    other_verbs: ClassVar[Mapping[str, str]] = {}
-    """Verb of other programs -> the one of this."""
 
     action: str = "list"
     """The verb."""
@@ -152,38 +167,25 @@ class VerbConfig(ToolConfig):
         given = entries.get("action")
         if given is None or given.value in cls.verbs:
             return entries
-        word = str(given.value)
         words = entries["words"].data() if "words" in entries else []
-        if meant := cls.meant(word, words):
+        if meant := cls.meant(str(given.value), words):
             write = command(cls.process_types[0], *meant)
-            diagnostics.error(given, f"{word!r} is not a verb. Write: {write}")
+            diagnostics.error(given, f"{given.value!r} is not a verb. Write: {write}")
         return {key: node for key, node in entries.items() if key != "words"}
 
     @classmethod
     def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
         """The words behind the tool for those that were typed, of which the first is no
         verb of it; empty where that is not known."""
-        verb = cls.other_verbs.get(word.lower(), "")
-        return (verb, *words) if verb in cls.verbs else ()
+        typed = word.lower()
+        verb = next((verb for verb in cls.verbs if typed in SYNONYMS[verb]), "")
+        return (verb, *words) if verb else ()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports words that the verb does not take."""
         count, which = self.verbs[self.action]
         if len(self.words) != count if count is not None else not self.words:
             yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
-
-
-WORDS = {
-    "list": (0, "nothing"),
-    "add": (None, "a job file or a tool, and its flags"),
-    "remove": (1, "an id"),
-    "move": (2, "an id, and the id that it is to stand before"),
-    "stop": (1, "an id"),
-    "retry": (1, "an id"),
-    "clear": (0, "nothing"),
-    "run": (0, "nothing"),
-}
-"""As `VerbConfig.verbs`."""
 
 
 def queue_folder(output: Path | str) -> Path:
@@ -206,15 +208,15 @@ class QueueConfig(VerbConfig):
     process_types: ClassVar[tuple[str, ...]] = ("queue",)
     example: ClassVar[str] = "add config/examples/quickstart.yaml"
     verbatim: ClassVar[tuple[str, str]] = ("add", "words")
-    verbs: ClassVar = WORDS
-    other_verbs: ClassVar = {
-        **dict.fromkeys(("delete", "rm", "del"), "remove"),
-        **dict.fromkeys(("start", "resume", "continue", "work"), "run"),
-        **dict.fromkeys(("cancel", "kill", "abort"), "stop"),
-        **dict.fromkeys(("restart", "again", "rerun"), "retry"),
-        **dict.fromkeys(("push", "submit", "append", "put"), "add"),
-        **dict.fromkeys(("ls", "show", "status"), "list"),
-        "empty": "clear",
+    verbs: ClassVar = {
+        "list": (0, "nothing"),
+        "add": (None, "a job file or a tool, and its flags"),
+        "remove": (1, "an id"),
+        "move": (2, "an id, and the id that it is to stand before"),
+        "stop": (1, "an id"),
+        "retry": (1, "an id"),
+        "clear": (0, "nothing"),
+        "run": (0, "nothing"),
     }
 
     action: Literal[
@@ -246,43 +248,32 @@ class QueueConfig(VerbConfig):
         be."""
         yield from super().check(job)
         if self.as_json and self.action not in ("list", "add"):
-            message = f"is for 'list' and 'add', not for {self.action!r}."
-            yield Diagnostic(("as_json",), message)
+            yield Diagnostic(
+                ("as_json",), f"is for 'list' and 'add', not for {self.action!r}."
+            )
         place = queue_folder(self.output)
         yield from check_place(place, remedy="Give a folder.")
-
-
-VERBS = {
-    "list": (0, "nothing"),
-    "clone": (2, "a name, and the name of the copy"),
-    "rename": (2, "a name, and the new name"),
-    "delete": (1, "a name"),
-    "restore": (1, "a name, or an entry of the trash"),
-}
-"""As `VerbConfig.verbs`, of `datasets` and `jobs`."""
 
 
 class ShelfConfig(VerbConfig):
     """What `run.py runs`, `datasets` and `jobs` have in common."""
 
-    verbs: ClassVar = VERBS
-    other_verbs: ClassVar = {
-        **dict.fromkeys(("remove", "rm", "del", "purge"), "delete"),
-        **dict.fromkeys(("copy", "cp", "duplicate"), "clone"),
-        **dict.fromkeys(("move", "mv"), "rename"),
-        **dict.fromkeys(("undo", "undelete", "recover"), "restore"),
-        **dict.fromkeys(("extend", "continue", "resume"), "longer"),
-        **dict.fromkeys(("ls", "show"), "list"),
+    verbs: ClassVar[Mapping[str, tuple[int | None, str]]] = {
+        "list": (0, "nothing"),
+        "clone": (2, "a name, and the name of the copy"),
+        "rename": (2, "a name, and the new name"),
+        "delete": (1, "a name"),
+        "restore": (1, "a name, or an entry of the trash"),
     }
 
     @classmethod
     def meant(cls, word: str, words: Sequence[str]) -> Sequence[str]:
         """Lists what is in a folder; for a run's folder, what is beside it."""
         kind = cls.process_types[0]
-        if os.path.isfile(f"{word}/{STATUS}"):
-            word = os.path.dirname(word.rstrip("/"))
-        home = f"--{'output' if kind == 'runs' else kind}"
-        return (home, word) if os.path.isdir(word) else super().meant(word, words)
+        run, _, _ = word.rstrip("/").rpartition("/")
+        home = run if os.path.isfile(f"{word}/{STATUS}") else word
+        flag = "--output" if kind == "runs" else f"--{kind}"
+        return (flag, home) if os.path.isdir(home) else super().meant(word, words)
 
     action: Literal["list", "clone", "rename", "delete", "restore"] = "list"
     """The verb. `delete` moves what it names into the folder `.trash` beside it."""
@@ -311,7 +302,10 @@ class RunsConfig(ShelfConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("runs",)
     example: ClassVar[str] = "clone quickstart quickstart_2"
-    verbs: ClassVar = VERBS | {"longer": (2, "a name, and the number of steps in all")}
+    verbs: ClassVar = {
+        **ShelfConfig.verbs,
+        "longer": (2, "a name, and the number of steps in all"),
+    }
 
     action: Literal["list", "longer", "clone", "rename", "delete", "restore"] = "list"  # type: ignore[assignment]  # one more
     """The verb. `delete` moves what it names into the folder `.trash` beside it."""

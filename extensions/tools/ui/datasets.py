@@ -861,6 +861,13 @@ def _in_lint_file(
         return rows, "", None
 
 
+MOST_COVER = 5
+"""Images on the cover of a dataset."""
+
+MOST_PAIRS = 1
+"""Pairs on it."""
+
+
 def summary(ui: Ui, name: str) -> dict[str, Any]:
     """A dataset as the list of all datasets shows it. It is read again when a file has
     changed."""
@@ -884,6 +891,9 @@ def _summary(ui: Ui, name: str, before: dict[str, Any] | None) -> dict[str, Any]
         "repeats": data.repeats,
         "missing": data.missing,
         "has_instruction": bool(data.is_pairs and data.view["instruction"]),
-        "first": [data.id_of(image.path) for image in data.images[:4]],
+        "first": [
+            thumbs(data, image)
+            for image in data.images[: MOST_PAIRS if data.is_pairs else MOST_COVER]
+        ],
         "size": data.size,
     }

@@ -18,6 +18,7 @@ import re
 import shlex
 import socket
 from argparse import ArgumentError, ArgumentParser
+from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ctypes import CDLL
@@ -100,6 +101,12 @@ class UiProcess(BaseExtensionProcess):
                 ws="none",
                 # X-Forwarded-For would let one client guess tokens under many names.
                 proxy_headers=False,
+            )
+            # A request that is cut at the end is no error.
+            logging.getLogger("uvicorn.error").addFilter(
+                lambda record: (
+                    not isinstance((record.exc_info or (None, None))[1], CancelledError)
+                )
             )
             server = uvicorn.Server(config)
             ui.is_stopping = lambda: server.should_exit

@@ -20,6 +20,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -31,7 +32,7 @@ from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, Queue
 from extensions.tools.ui.steps import Step, do, text_of
 from toolkit.commands import command
-from toolkit.config.reading.loader import job_name_error
+from toolkit.config.reading.loader import FILE_ENDING, job_name_error, name_like
 from toolkit.config.reading.located import KeyPath
 from toolkit.errors import UserError
 from toolkit.files import run_files
@@ -195,7 +196,8 @@ def _user_of(shelf: Shelf, path: Path) -> str:
                 return f"the run {run.name}"
     for entry in Queue(queue_folder(shelf.runs)).now():
         words = [part for word in entry.argv for part in re.split("[=:]", word)]
-        places = [os.path.join(entry.cwd, word) for word in words]
+        ways = product(("", "config"), words, ("", *CONFIG_SUFFIXES))
+        places = (os.path.join(entry.cwd, top, word + end) for top, word, end in ways)
         if entry.state in (RUNNING, WAITING) and any(
             _within(place, path) is not None for place in places
         ):
@@ -264,9 +266,14 @@ def restore(shelf: Shelf, kind: Kind, name: str) -> Path:
     UserError or RunError."""
     with _locked(shelf.home(kind)):
         known = trashed(shelf, kind)
-        one = next((one for one in known if name in (one.entry, one.name)), None)
-        stems = [one for one in known if kind == "jobs" and Path(one.name).stem == name]
-        one = one or next(iter(stems), None)
+        called = [
+            (one.entry, one.name, kind == "jobs" and Path(one.name).stem)
+            for one in known
+        ]
+        one = next(
+            (one for one, names in zip(known, called, strict=True) if name in names),
+            None,
+        )
         if one is None:
             there = ", ".join(one.name for one in known) or "nothing"
             raise UserError(f"{name!r}: is not in the trash. In it: {there}.")
@@ -287,9 +294,8 @@ def _free(shelf: Shelf, kind: Kind, new: str, suffix: str = "") -> Path:
     fault = job_name_error(new)
     if fault or new.startswith("."):
         raise UserError(f"{new!r} {fault or 'is hidden. Begin with a letter.'}")
-    stem, ending = os.path.splitext(new)
-    if ending.lower() in CONFIG_SUFFIXES:
-        raise UserError(f"{new!r} is the name of a file. Write {stem!r}.")
+    if FILE_ENDING.search(new):
+        raise UserError(f"{new!r} is the name of a file. Write {name_like(new)!r}.")
     path = shelf.home(kind) / f"{new}{suffix}"
     if os.path.lexists(path):
         raise UserError(f"{path}: is there already. Give another name.")
@@ -475,6 +481,35 @@ def clone(shelf: Shelf, kind: Kind, name: str, new: str) -> Path:
     return target
 
 
+def _set_keys(shelf: Shelf, config: Path, values: Mapping[str, str]) -> None:
+    """Sets keys in the saved job of a run, and in the job file of its name where that
+    says the same."""
+    saved = JobText(text_of(config))
+    edits = []
+    jobs = (shelf.jobs / f"{config.parent.name}{suffix}" for suffix in CONFIG_SUFFIXES)
+    for path in filter(Path.is_file, (*jobs, config)):
+        job = JobText(text_of(path))
+        is_same = all(
+            job.data(job.path(key)) == saved.data(saved.path(key))
+            for key in (NAME, *values)
+        )
+        if is_same:
+            for key, value in values.items():
+                job = _with(job, path, key, value, is_text=False)
+            edits.append(Step(path.resolve(), path.resolve(), job.text))
+    do(edits)
+
+
+def set_keys(shelf: Shelf, name: str, values: Mapping[str, str]) -> None:
+    """Sets keys of a run in its saved job, and in the job file of its name where that
+    says the same, so that later starts have them too."""
+    with _alone(shelf, "runs", name) as folder:
+        run = read_run(folder)
+        if run.config is None or run.config.is_symlink():
+            raise UserError(f"{folder}: has no saved job.")
+        _set_keys(shelf, run.config, values)
+
+
 def longer(shelf: Shelf, name: str, steps: str) -> list[str]:
     """Sets the steps of a run in its saved job, and in the job file of its name where
     that says the same. Returns the words after `run.py` that go on with it."""
@@ -488,14 +523,6 @@ def longer(shelf: Shelf, name: str, steps: str) -> list[str]:
         # the same number: the first time a kill came before the end
         if not (is_number and type(old) is int and int(steps) >= max(old, done + 1)):
             raise UserError(f"{steps}: give a number of steps above {old or done}.")
-        edits = []
-        jobs = (shelf.jobs / f"{folder.name}{suffix}" for suffix in CONFIG_SUFFIXES)
-        for path in filter(Path.is_file, (*jobs, run.config)):
-            job = JobText(text_of(path))
-            is_same = job.get(job.path(NAME)) == saved.get(saved.path(NAME))
-            if is_same and job.data(job.path(STEPS)) == old:
-                text = _with(job, path, STEPS, steps, is_text=False).text
-                edits.append(Step(path.resolve(), path.resolve(), text))
-        do(edits)
+        _set_keys(shelf, run.config, {STEPS: steps})
     # the rates of a schedule depend on the number of steps
     return [str(run.config.absolute()), "--allow-change"]

@@ -100,30 +100,22 @@ def _require_free(steps: Iterable[Step]) -> None:
 
 
 def _make(step: Step, temporary: Path) -> None:
-    if step.text is None:
-        _copy(step.source, temporary)
+    if step.text is not None:
+        temporary.touch(0o600 if step.source.is_file() else 0o666)
+        temporary.write_bytes(step.text.encode("utf-8", "surrogateescape"))
+        if step.source.is_file():
+            shutil.copymode(step.source, temporary)
+        fsync(temporary)
         return
-    temporary.touch(0o600 if step.source.is_file() else 0o666)
-    temporary.write_bytes(step.text.encode("utf-8", "surrogateescape"))
-    if step.source.is_file():
-        shutil.copymode(step.source, temporary)
-    fsync(temporary)
-
-
-def _copy(source: Path, target: Path) -> None:
     try:
-        if source.is_symlink():
-            target.symlink_to(source.readlink())
-            return
-        if source.is_dir():
-            target.mkdir()
-            for path in source.iterdir():
-                _copy(path, target / path.name)
-        else:
-            shutil.copyfile(source, target)
-        fsync(target)
-        shutil.copystat(source, target)
-    except OSError as error:
-        raise RunError(
-            f"{source}: cannot be copied: {error.strerror or error}"
-        ) from error
+        shutil.copytree(step.source, temporary, symlinks=True, copy_function=_copy)
+        for folder in (temporary, *filter(Path.is_dir, temporary.rglob("*"))):
+            fsync(folder)
+    except shutil.Error as error:
+        source, _, why = error.args[0][0]
+        raise RunError(f"{source}: cannot be copied: {why}") from error
+
+
+def _copy(source: str, target: str) -> None:
+    shutil.copy2(source, target)
+    fsync(Path(target))

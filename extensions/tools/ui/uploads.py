@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import zlib
@@ -41,6 +42,7 @@ from toolkit.files.archives import SUFFIX, Limits, opened
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import (
     MARGIN,
+    OF_FILE_MANAGERS,
     TEMP_NAME_BYTES,
     folder_lock,
     free_space,
@@ -84,6 +86,11 @@ def is_image(name: str) -> bool:
     return split_suffix(name)[1] in IMAGE_SUFFIXES
 
 
+LEFT_OUT = "|".join([r"\._.*", *map(re.escape, sorted(OF_FILE_MANAGERS))])
+"""Names of files of file managers, which are skipped without a word: a pattern of Python
+and of the page's script."""
+
+
 class Refused(ValueError):
     """A file was refused. The text says why, and what the user can do.
 
@@ -116,8 +123,9 @@ def checked_name(name: str) -> str:
         what, remedy = other_kind(name)
         if what:
             raise Refused(f"is {what}. {remedy}")
+        kind = PurePosixPath(name).suffix or "file without an ending"
         raise Refused(
-            f"is none of {', '.join(sorted(MOST_BYTES))}. Save it as one of these"
+            f"cannot be trained on: {kind}. Save an image as PNG, a caption as .txt"
         )
     return name
 
@@ -132,7 +140,8 @@ def check_size(name: str, size: int, folder: Path) -> None:
     free = free_space(folder)
     if size + MARGIN > free:
         raise Refused(
-            f"is {readable_size(size)}, and {readable_size(free)} are free on the disk. Make room"
+            f"is {readable_size(size)}. Of the {readable_size(free)} that are free on the disk "
+            f"{readable_size(MARGIN)} are kept in reserve. Make room"
         )
 
 
@@ -415,6 +424,8 @@ def take_all(
     """
     renamed: dict[tuple[PurePosixPath, str], str] = {}
     for file in sorted(files, key=lambda incoming: not is_image(incoming.name)):
+        if re.fullmatch(LEFT_OUT, file.name):
+            continue
         try:
             name = checked_name(file.name)
             stem, suffix = split_suffix(name)

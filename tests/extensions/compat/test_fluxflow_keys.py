@@ -67,14 +67,10 @@ def test_defaults_are_the_guides() -> None:
 def page_rows() -> Iterator[str]:
     """The rows of the table in docs/coming_from_fluxflow.md."""
     for name, key in keys().items():
-        flag = f"`--{name}`" if key.is_flag else ""
         default = "" if key.default is None else str(key.default)
         if key.kind == "switch":
             default = default.lower()
-        places = ", ".join(
-            "a step" if place == STEPS else f"`{place}`" for place in key.places
-        )
-        yield f"| `{name}` | {flag} | {places} | {default} | {key.here} |"
+        yield f"| `{name}` | {default} | {key.here} |"
 
 
 def test_the_page_has_the_table() -> None:

@@ -19,15 +19,22 @@ BLOCKS = 4
 TAPS = (1, 2, 4)
 
 
-def write_krea2(folder: Path, turbo: bool = False) -> Path:
-    """The folder with its five parts."""
+def write_krea2(
+    folder: Path,
+    turbo: bool = False,
+    blocks: int = BLOCKS,
+    heads: int = 3,
+    head: tuple[int, int, int] = (8, 12, 12),
+) -> Path:
+    """The folder with its five parts. head: channels of a head by axis."""
+    width = heads * sum(head)
     with global_generator(0, "krea2"):
         transformer = Krea2Transformer2DModel(
-            num_layers=BLOCKS,
-            attention_head_dim=32,
-            num_attention_heads=3,
-            num_key_value_heads=1,
-            intermediate_size=128,
+            num_layers=blocks,
+            attention_head_dim=sum(head),
+            num_attention_heads=heads,
+            num_key_value_heads=max(1, heads // 4),
+            intermediate_size=8 * width // 3,
             timestep_embed_dim=32,
             text_hidden_dim=48,
             num_text_layers=len(TAPS),
@@ -36,7 +43,7 @@ def write_krea2(folder: Path, turbo: bool = False) -> Path:
             text_intermediate_size=96,
             num_layerwise_text_blocks=1,
             num_refiner_text_blocks=1,
-            axes_dims_rope=(8, 12, 12),
+            axes_dims_rope=head,
         )
         # Zeros hide mistakes in norms and in the modulation.
         for name, weight in transformer.named_parameters():

@@ -12,15 +12,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from benchmarks import family_units
 from extensions.krea2.family import LAYER_NAMES
 from tests.diffusers_reference import memory_stores, psnr
 from tests.extensions.family_contract import *  # noqa: F403 - its tests and its fixtures
 from tests.extensions.family_contract import Row
 from tests.extensions.krea2.small import write_krea2
-from tests.measured import at_least
+from tests.measured import at_least, at_most
 from toolkit.config.sections.model_files import family_named
 from toolkit.contracts.data import Size
 from toolkit.data.batches.latent_cache import ItemEncoder
+from toolkit.memory.estimate import step_peak
 from toolkit.models.families import ModelLoadOptions
 from toolkit.train.sampling import SamplePrompt, Sampler
 
@@ -92,6 +94,7 @@ def row() -> Row:
         encode,
         draw,
         {"published": {}},
+        wide={"heads": 8, "head": (32, 48, 48)},
         other_names={
             "ai-toolkit": lambda layer: f"diffusion_model.{of_krea(layer)}",
             "diffusers": lambda layer: f"transformer.{layer}",
@@ -100,6 +103,16 @@ def row() -> Row:
             ),
         },
     )
+
+
+@pytest.mark.slow
+def test_the_part_that_fuses_long_texts_is_in_the_plan(wide: Path) -> None:
+    section = family_units.job(wide, "full", "lora", "bf16")
+    found = family_units.taken(section, "a photo of a cat " * 100)
+    assert found.work.outside > 0
+    planned = sum(step_peak(found.work, "full", gaps=lambda activations: 0))
+    at_most("taken / planned", found.step / planned, 1.05)
+    at_least("taken / planned", found.step / planned, 0.9)
 
 
 # ------------------------------------------------------------ Turbo

@@ -27,6 +27,7 @@ from toolkit.contracts.network_kinds import KINDS
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora_formats import load_adapter_file
+from toolkit.number_types import TYPES_OF_PRODUCTS
 from toolkit.optim.optimizer_args import (
     OPTIMIZERS,
     is_schedule_free,
@@ -41,8 +42,8 @@ ROWS: list[tuple[str, str, str, str, dict]] = [
     ("dora", "prodigy", "cosine_with_restarts", "int4", {}),
     ("dora", "lion", "rex", "fp8_scaled", {}),
     ("dora", "sgd", "step", "uint3", {"step_size": 2}),
-    ("loha", "came", "piecewise_constant", "float8", {"step_rules": "1:2,0.5"}),
-    ("lokr", "stableadamw", "plateau", "int8", {}),
+    ("loha", "came", "piecewise_constant", "fp8 products", {"step_rules": "1:2,0.5"}),
+    ("lokr", "stableadamw", "plateau", "int8 products", {}),
     ("lora", "torch.optim.NAdam", "CosineAnnealingLR", "16 bit", {}),
 ]
 """Network, optimizer, schedule, type of the base, and parameters of the schedule."""
@@ -75,6 +76,10 @@ def section_of(
             "lr_warmup_steps": 0 if is_schedule_free(optimizer) else 1,
         },
     )
+    kind = base.removesuffix(" products")
+    if kind != base:
+        base = TYPES_OF_PRODUCTS[kind]
+        section["model"]["quantized_products"] = kind
     if base != "16 bit":
         section["model"] |= {"quantize": True, "qtype": base}
     return section

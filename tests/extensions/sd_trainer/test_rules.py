@@ -188,6 +188,7 @@ ROWS: list[tuple[str, ...]] = [
     ("train: {diff_output_preservation_class: dog}", "W train.diff_output_preservation_class: has no effect without"),
     # ---------------------------------------- trigger words
     ("trigger_word: 'No'", "W trigger_word: is read as the word 'No', which is put in front of each caption."),
+    ("trigger_word: <trigger>", "W trigger_word: is read as the word '<trigger>'"),
     ("datasets: [{folder_path: ./photos, trigger_word: none}]", "W datasets.0.trigger_word: is read as the word"),
     ("trigger_word: nora",),
     ("trigger_word: ''",),

@@ -69,18 +69,23 @@ def test_a_second_start_has_the_bits_of_the_first(
 ) -> None:
     """And does not read the published weights again. The size of what is kept is known
     before."""
-    fresh = transformer(tiny_model, tmp_path, qtype=qtype, keep_quantized=False)
+    keys = {"qtype": qtype, "quantized_products": qtype == "int8" and "int8"}
+    fresh = transformer(tiny_model, tmp_path, **keys, keep_quantized=False)
     assert not kept_entries(tmp_path / "_cache")
-    assert_same(fresh, transformer(tiny_model, tmp_path, qtype=qtype))
+    assert_same(fresh, transformer(tiny_model, tmp_path, **keys))
     (entry,) = kept_entries(tmp_path / "_cache")
     section = ModelConfig(name_or_path=str(tiny_model), quantize=True, qtype=qtype)
     headers = 8192 * len(list(entry.folder.glob("*.safetensors")))
-    assert abs(entry.bytes - kept_bytes(section, 2)) < 0.1 * entry.bytes + 4 * headers
+    state = fresh.state_dict()
+    rotations = [state[name].nbytes for name in state if name.endswith("rotation_SS")]
+    expected = kept_bytes(section, 2) + sum(rotations)
+    assert abs(entry.bytes - expected) < 0.1 * entry.bytes + 4 * headers
+    assert bool(rotations) == (qtype == "int8")
     monkeypatch.setattr(
         "toolkit.models.loading.ShardReader",
         lambda *_: pytest.fail("the weights are read"),
     )
-    assert_same(fresh, transformer(tiny_model, tmp_path, qtype=qtype))
+    assert_same(fresh, transformer(tiny_model, tmp_path, **keys))
     assert [one.folder for one in kept_entries(tmp_path / "_cache")] == [entry.folder]
 
 
@@ -228,6 +233,7 @@ def test_each_thing_that_decides_the_bits_has_an_entry_of_its_own(
     add(device="cuda", low_vram=True)  # quantized on the CPU
     assert len(names) == 1
     add(qtype="int8")
+    add(qtype="int8", quantized_products="int8")
     add(dtype=torch.float32)
     add(device="cuda")
     add(accuracy_recovery_adapter="auto")
@@ -240,7 +246,7 @@ def test_each_thing_that_decides_the_bits_has_an_entry_of_its_own(
     add()
     save_file({"other": torch.ones(1)}, lora)
     add(base_loras=[str(lora)])
-    assert len(names) == 10
+    assert len(names) == 11
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections import Counter
 from math import prod
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from tests.processes import several
 from tests.toolkit.data.pixels.test_colours import gama
 from toolkit.config import JobContext, load_job
+from toolkit.config.sections.model_files import local_index
 from toolkit.config.sections.train import TrainConfig
 from toolkit.errors import DataErrors
 from toolkit.models.tiny import TinySpec, write_tiny_model
@@ -330,6 +333,26 @@ def test_texts_whose_end_the_model_does_not_get_are_named(
         re.MULTILINE,
     )
     assert "of which the model gets" not in plan(**changes).render()
+
+
+def test_the_folder_of_the_model_is_looked_up_as_often_whatever_the_captions(
+    plan, make_pictures, tmp_path: Path
+) -> None:
+    calls = Counter[int]()
+
+    def look_ups(*names: str) -> int:
+        folder = make_pictures(tmp_path / str(len(names)), *names)
+        sys.setprofile(
+            lambda frame, event, _: calls.update(
+                [len(names)]
+                * (event == "call" and frame.f_code is local_index.__code__)
+            )
+        )
+        plan(datasets=[{"folder_path": str(folder)}])
+        sys.setprofile(None)
+        return calls[len(names)]
+
+    assert look_ups("a") == look_ups("a", "b", "c") > 0
 
 
 def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:

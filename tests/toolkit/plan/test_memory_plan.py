@@ -631,6 +631,24 @@ def test_a_save_copies_everything_to_the_main_memory() -> None:
     assert kept(plan(train=EMA), "copies to be saved") == (4 + 4 + 8 + 2) * 147_456_000
 
 
+@pytest.mark.parametrize(("every", "early"), [(0, False), (10, True)])
+def test_on_a_cpu_the_last_save_copies_it_beside_all_that_stays(
+    every: int, early: bool
+) -> None:
+    """A rank so large that the copies outgrow the activations of a small image."""
+    found = plan(
+        item(64, references=0),
+        machine=Machine("cpu"),
+        train=EMA | {"steps": 20},
+        network={"type": "lora", "linear": 512},
+        save={"save_every": every},
+    )
+    copies = phase(found, "saving").parts["copies to be saved"]
+    of_training = phase(found, "training").parts.get("copies to be saved", 0)
+    assert copies > 10 * GB and of_training == (copies if early else 0)
+    assert (found.peak.name == "saving") == (not early)
+
+
 def test_shuffled_captions_keep_the_whole_text_encoder_on_the_device_or_beside_it() -> (
     None
 ):

@@ -13,7 +13,7 @@ from toolkit.config.reading.process import JobContext
 from toolkit.plan.oom_hints import MemorySaving, memory_advice, suggestions
 
 FRUGAL = {
-    "name_or_path": "x/y",
+    "name_or_path": "Qwen/Qwen-Image-Edit-2509",
     "quantize": True,
     "qtype": "int4",
     "quantize_te": True,
@@ -36,7 +36,7 @@ def errors(section: SdTrainerConfig) -> list[str]:
 def section(**fields) -> SdTrainerConfig:
     given = {
         "type": "sd_trainer",
-        "model": {"name_or_path": "x/y"},
+        "model": {"name_or_path": "Qwen/Qwen-Image-Edit-2509"},
         "datasets": [{"folder_path": "d"}],
     }
     return SdTrainerConfig.model_validate(given | fields)
@@ -135,7 +135,7 @@ def test_a_rectangle_shrinks_as_a_rectangle() -> None:
 def test_a_model_that_is_trained_itself_has_other_remedies() -> None:
     full = {
         "network": {"type": "full"},
-        "model": {"name_or_path": "x/y", "low_vram": True},
+        "model": {"name_or_path": "Qwen/Qwen-Image-Edit-2509", "low_vram": True},
     }
     found = memory_advice(section(**full))
     order = [
@@ -211,3 +211,17 @@ def test_several_processes_are_advised_nothing_that_is_refused_then(
         found = list(suggestions(job))
         assert found
         assert not any(errors(applied(job, [change])) for change in found)
+
+
+@pytest.mark.parametrize(
+    ("model", "half"), [("Qwen/Qwen-Image-Edit-2509", 30), ("Qwen/Qwen-Image-2.1", 16)]
+)
+def test_half_of_the_models_own_blocks_are_advised_to_wait(
+    model: str, half: int
+) -> None:
+    (saving,) = (
+        change
+        for change in suggestions(section(model={"name_or_path": model}))
+        if "blocks_to_swap" in change.text
+    )
+    assert saving.values == (("model", "blocks_to_swap", half),)

@@ -16,7 +16,6 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import takewhile
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -31,7 +30,6 @@ from toolkit.config.reading.removed import removed_at, row_above
 from toolkit.config.reading.validate import place_of
 from toolkit.config.reading.yaml_reader import read_yaml, scalar_value
 from toolkit.errors import ConfigErrors, UserError, did_you_mean
-from toolkit.files.writing import CONFIG_SUFFIXES
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for
@@ -40,8 +38,8 @@ an unknown type."""
 _KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.(?:[\w-]+|\*)|\[(?:\d+|\*)\])*")
 _PAIR = rf"{_KEY.pattern}\s*="
 _OTHER_SIGN = re.compile(rf"^(?!.*=)({_KEY.pattern})(?:\s*[:,]|\s)\s*(?=\S)")
-_BETWEEN = {"--set": " ", "--sweep": ","}
-"""Flag -> what stands between the parts of a value."""
+_QUOTED = re.compile(r"""(["'])(\{.*: .*\})\1""")
+"""A mapping, in quotes for the shell once more than it needs them."""
 
 _PROCESS = ("config", "process")
 NAME = ("config", "name")
@@ -69,34 +67,26 @@ def read_changes(words: Sequence[str], flag: str = "--set") -> tuple[Change, ...
                 f"{flag} {word}: write KEY=VALUE, such as {flag} train.lr=1e-4"
             )
     return tuple(
-        Change(key.strip(), text.strip(), f"{flag} {key.strip()}")
-        for key, _, text in pairs
+        Change(key, _QUOTED.sub(r"\2", text), f"{flag} {key}")
+        for key, _, text in (map(str.strip, pair) for pair in pairs)
     )
 
 
-def parted_values(argv: Sequence[str], is_config: Callable[[str], bool]) -> str:
-    """What to write where a value of a flag has become several arguments, or has
-    another sign than `=`; empty where all are as they should be.
+def parted_values(words: Sequence[str], flag: str) -> str:
+    """What to write where a value of a flag has become several words, or has another
+    sign than `=`; empty where all are as they should be.
 
-    >>> parted_values(["a.yaml", "--set", "trigger_word=my", "cat"], "a.yaml".__eq__)
+    >>> parted_values(["trigger_word=my", "cat"], "--set")
     "--set: each KEY=VALUE is one word for the shell. Write: --set 'trigger_word=my cat'"
     """
-    flags = [(at, flag) for at, flag in enumerate(argv) if flag in _BETWEEN]
-    for at, flag in flags if any(map(is_config, argv)) else ():
-        words = takewhile(
-            lambda word: not word.startswith("-") and not is_config(word),
-            argv[at + 1 :],
-        )
-        given = "\0".join(word for word in words if not word.endswith(CONFIG_SUFFIXES))
-        sign = _BETWEEN[flag]
-        meant = [
-            _OTHER_SIGN.sub(r"\1=", re.sub(f"{sign}*\0", sign, part))
-            for part in re.split(f"\0(?={_PAIR})", given)
-        ]
-        if "\0".join(meant) != given:
-            write = f"Write: {flag} {shlex.join(meant)}"
-            return f"{flag}: each KEY=VALUE is one word for the shell. {write}"
-    return ""
+    sign = "," if flag == "--sweep" else " "
+    meant = [
+        _OTHER_SIGN.sub(r"\1=", re.sub(f"{sign}*\0", sign, part))
+        for part in re.split(f"\0(?={_PAIR})", "\0".join(words))
+    ]
+    write = f"Write: {flag} {shlex.join(meant)}"
+    is_parted = bool(words) and meant != [*words]
+    return f"{flag}: each KEY=VALUE is one word for the shell. {write}" * is_parted
 
 
 def with_changes(

@@ -389,13 +389,19 @@ def windows_name_error(name: str) -> str:
     return f"cannot be the name of a file on Windows, nor of a LoRA in ComfyUI there. Write '{other}'."
 
 
-def name_like(text: str, otherwise: str) -> str:
-    """A name that a job can have, from any text; `otherwise` where no letter is left.
+FILE_ENDING = re.compile(r"(?i)\.(ya?ml|json\w?|toml|txt|safetensors)\b.*$", re.DOTALL)
+"""The ending of a job's file, or of a run's, and what is behind it: that of a copy."""
 
-    >>> name_like("My cat (2)", "my_char")
-    'My_cat_2'
+
+def name_like(text: str, otherwise: str = "my_char") -> str:
+    """A name that a job can have, from any text, which may be the path of its file;
+    `otherwise` where no letter is left.
+
+    >>> name_like("My cat (2)"), name_like("config/my_char.yaml")
+    ('My_cat_2', 'my_char')
     """
-    return re.sub(r"[^\w.-]+", "_", text).strip("_.-") or otherwise
+    *_, last = re.split(r"[/\\=]|:(?=\S)|^name:", text.rstrip("/\\"))
+    return re.sub(r"[^\w.-]+", "_", FILE_ENDING.sub("", last)).strip("_.-") or otherwise
 
 
 def job_name_error(name: str) -> str:

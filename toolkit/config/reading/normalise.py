@@ -464,13 +464,11 @@ def merge_aliases(
         if names[0] == names[1]:
             names = [dotted(node.path) for node in (other, current)]
         given, kept = (other, current) if any(other.flag) else (current, other)
-        flag, key = given.flag
+        flag, _ = given.flag
         remedy = "Remove one of them."
-        if key and not any(kept.flag):
-            process = re.match(r"process\W.+?\W+|", key)
+        if flag and not any(kept.flag):
             value = given.text if flag == "--set" else "..."
-            own = f"{process and process[0]}{dotted(kept.path[3:])}={value}"
-            remedy = f"Write: {flag} {shlex.quote(own)}"
+            remedy = f"Write: {flag} {shlex.quote(f'{dotted(kept.path)}={value}')}"
         diagnostics.error(
             other,
             f"{names[0]!r} and {names[1]!r} mean the same, but {show(other)} and {show(current)} were given. {remedy}",

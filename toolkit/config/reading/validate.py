@@ -124,8 +124,8 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
         return "is required."
     if kind == "extra_forbidden":
         return "unknown key."
-    if several := _several(node, place):
-        return f"{value} is not one value. {several}"
+    if remedy := _as_flag(node, place):
+        return f"{value} is not a value of this key. {remedy}"
     if kind in _BOUNDS:
         name, sign = _BOUNDS[kind]
         return f"{value} is out of range: must be {sign} {_number(context[name])}.{_per_cent(kind, context, node)}"
@@ -156,19 +156,25 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
     return error["msg"] if is_shown else f"{value}: {error['msg'].removesuffix('.')}."
 
 
-def _several(node: ConfigNode, place: Place | None) -> str:
-    """The flag for a run with each of several values that `--set` or `--sweep` gives to
-    a key that takes one; empty for all others."""
-    key = node.flag[1]
+def _as_flag(node: ConfigNode, place: Place | None) -> str:
+    """The flag to write for a value that `--set` or `--sweep` gives: `--sweep` for
+    several values of a key that takes one, else the value in the brackets that it
+    needs; empty for any other, and for values of a file."""
+    flag, key = node.flag
     field = place and place.section.model_fields[place.name]
     takes_one = field and item_annotation(field.annotation) is Any
-    if not (key and takes_one):
+    if not (key and (takes_one or node.text.startswith("("))):
         return ""
-    texts = [item.text for item in node.value] if isinstance(node.value, list) else []
-    if _LISTED.fullmatch(node.text):
-        texts = re.split(r"\s*[,;|]\s*", node.text)
-    each = shlex.quote(f"{key}={','.join(texts)}")
-    return f"For a run with each, write: --sweep {each}" if texts[1:] else ""
+    value = node.text.strip("()[] ")
+    parts = (
+        [item.text for item in node.value] if isinstance(node.value, list) else [value]
+    )
+    if _LISTED.fullmatch(value):
+        parts = re.split(r"\s*[,;|]\s*", value)
+    flag = "--sweep" if takes_one and parts[1:] else flag
+    value = ",".join(parts) if takes_one else f"[{value}]"
+    is_other = parts[1:] or value != node.text
+    return f"Write: {flag} {shlex.quote(f'{key}={value}')}" if is_other else ""
 
 
 _LISTED = re.compile(r"(?!\d+,\d+$|\d{1,3}(,\d{3})+$)[\w.+-]+(\s*[,;|]\s*[\w.+-]+)+")

@@ -309,7 +309,7 @@ class DatasetConfig(StrictModel):
     file name, tab, caption; `.csv` with a header (`file_name`, `caption` or `text`);
     `.jsonl` or `.json` with these keys; or `.json` that maps names to captions. The
     columns `control_path`, `control_path_0`, ... name control images, instead of
-    `control_path`. Images in a subfolder are named with it: `40_mychar/a.jpg`. Without
+    `control_path`. Images in a subfolder are named with it: `40_my_char/a.jpg`. Without
     `folder_path` the images are those that the table names, relative to its folder. Not
     given: if no image of a folder has a caption file, and exactly one table in the
     folder names its images, that table is read, and the plan says so."""

@@ -14,7 +14,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -54,7 +54,7 @@ from toolkit.config.sections.model_files import (
     whole_files,
 )
 from toolkit.extension import added
-from toolkit.number_types import QTYPES
+from toolkit.number_types import QTYPES, TYPES_OF_PRODUCTS, QuantizedProducts
 from toolkit.registry import FAMILIES, PARTS_AROUND, load_object
 
 
@@ -118,6 +118,9 @@ _PARTED = WithJsonSchema(
 """With a file after the type, as ai-toolkit writes it."""
 
 
+FEWEST_SWAPPED = 3
+"""Two swapped blocks have buffers on the device, so fewer than this save nothing."""
+
 ARCH_SPELLINGS = {
     "original": "qwen_image",
     "edit": "qwen_image_edit",
@@ -137,6 +140,12 @@ def _is_qwen(value: bool) -> bool:
         raise value_error(
             "false: the family is detected from the model's files. Leave it out."
         )
+    return value
+
+
+def _not_true(value: Any) -> Any:
+    if value is True:
+        raise value_error("true: write 'int8' or 'fp8'.")
     return value
 
 
@@ -286,6 +295,19 @@ class ModelConfig(StrictModel):
     trained and never saved; layers it does not cover are quantized to `int8`. `auto`:
     one is computed from the weights when the model is first loaded, and cached. One
     that is trained is better."""
+
+    quantized_products: Annotated[
+        QuantizedProducts | Literal[False],
+        BeforeValidator(_not_true),
+        OneOf("int8", "fp8", or_bool=True),
+    ] = False
+    """Quantize activations and gradients too, by rows, and multiply them with the
+    weights in 8 bits: `int8` takes `qtype: int8`, `fp8` takes `qtype: float8`. The LoRA
+    stays in `train.dtype`. Meant for GeForce cards, whose 8-bit products are nominally
+    two to four times as fast (compute capability 7.5 or higher, fp8: 8.9); no card was
+    measured but an H100, where int8 is slower than bf16. Each product is off by 1.2 %
+    (int8, whose inputs are rotated in groups of 64) or 3.7 % (fp8): see
+    `docs/measured.md`."""
 
     quantize_te: bool = False
     """Quantize the weights of the text encoder to `qtype_te`. Without it the embeddings
@@ -457,6 +479,24 @@ class ModelConfig(StrictModel):
             fault = vae_file_fault(self.vae_path)
             if fault:
                 yield error("vae_path", fault)
+        if self.quantized_products:
+            yield from self._check_products(self.quantized_products)
+
+    def _check_products(self, kind: QuantizedProducts) -> Findings:
+        """Weights without the codes that products of 8 bits need."""
+        qtype = TYPES_OF_PRODUCTS[kind]
+        if not self.quantize or self.qtype != qtype:
+            has = repr(self.qtype) if self.quantize else "not quantized"
+            yield error(
+                "quantized_products",
+                f"{kind} takes weights with {qtype} codes, and these are {has}. "
+                f"Write 'quantize: true' and 'qtype: {qtype}'.",
+            )
+        if self.accuracy_recovery_adapter:
+            yield error(
+                "quantized_products",
+                "accuracy_recovery_adapter corrects the errors of weights alone. Leave one of the two out.",
+            )
 
     def is_path(self) -> bool:
         """Whether `name_or_path` means a local folder, existing or not, rather than a

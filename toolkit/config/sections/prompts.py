@@ -61,11 +61,9 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
         flag, key = prompts.flag
         remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
         if flag:
-            remedy = f"Write: {flag} {shlex.quote(f'{key}=[{prompts.text}]')}"
-        diagnostics.error(
-            prompts,
-            f"is not a list. {remedy}",
-        )
+            listed = f"{key}=[{prompts.text.strip('()[]')}]"
+            remedy = f"Write: {flag} {shlex.quote(listed)}"
+        diagnostics.error(prompts, f"is not a list. {remedy}")
         lines = []
     items = [
         replace(line, value={"prompt": line})

@@ -42,7 +42,6 @@ from toolkit.config.sections.train import (
     StopWhenConfig,
     TrainConfig,
 )
-from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import GRAPH
 from toolkit.files.writing import file_in_the_way, sha256_of
@@ -97,7 +96,7 @@ def _resume(value: Any) -> Any:
 
 
 NO_TRIGGER = frozenset(
-    ("no", "none", "off", "false", "yes", "on", "true", "null", "-", *PLACEHOLDERS)
+    ("no", "none", "off", "false", "yes", "on", "true", "null", "-", "trigger", "name")
 )
 """Words by which people say that there is a trigger word, or none; and what stands for
 it in captions."""
@@ -172,14 +171,15 @@ class DatasetsSection(ProcessConfig):
             | {"folder_path": os.path.realpath(dataset.folder_path)}
             for dataset in self.datasets
         ]
-        for index, entry in enumerate(entries):
-            if self.datasets[index].folder_path and entry in entries[:index]:
-                message = "is given twice, so each of its images counts double. Remove one, or give 'num_repeats: 2'."
-                yield warning(f"datasets.{index}.folder_path", message)
         for index, dataset in enumerate(self.datasets):
             words[f"datasets.{index}.trigger_word"] = dataset.trigger_word or ""
+            if dataset.folder_path and entries[index] in entries[:index]:
+                yield warning(
+                    f"datasets.{index}.folder_path",
+                    "is given twice, so each of its images counts double. Remove one, or give 'num_repeats: 2'.",
+                )
         for key, word in words.items():
-            if word.strip().lower() in NO_TRIGGER:
+            if word.lower().strip(" []{}<>()") in NO_TRIGGER:
                 message = f"is read as the word {word!r}, which is put in front of each caption."
                 yield warning(key, f'{message} For no trigger word write "".')
         for index, dataset in enumerate(self.datasets):

@@ -24,7 +24,14 @@ from typing import Any, NamedTuple
 
 from toolkit.config.sections.dataset import ColumnsConfig, DatasetConfig
 from toolkit.contracts.data import PLACEHOLDERS, CaptionRules, Sample
-from toolkit.data.scan.columns import Unfit, columns_of, first_of, in_job, is_text
+from toolkit.data.scan.columns import (
+    JOINED,
+    Unfit,
+    columns_of,
+    first_of,
+    in_job,
+    is_text,
+)
 from toolkit.data.scan.directory import DirectoryListing, split_suffix
 from toolkit.data.scan.foreign_syntax import in_words, marks_in
 from toolkit.data.scan.partners import root_of
@@ -180,12 +187,10 @@ WRITE_ONE = "Write one, or take .json out of caption_ext"
 """What to do with a `.json` file without any text."""
 
 _BEGINS = re.compile(
-    r"""\{\s*(["'])[\w -]*\1\s*:|\[\s*\{?\s*(["'])[^"'\n]*\2\s*[,:\]"']|array\(\["""
+    r"""(?:json\s*)?\{\s*(?:(["'])[^"'\n]*\1\s*[:,}]|\w+\s*:\s*["'\[{])|b(["']).*\2$"""
+    r"""|\[\s*\{?\s*(["'])[^"'\n]*\3\s*[,:\]"']|array\(\["""
 )
 """Begins an object, or a list of texts."""
-
-_JOINED = re.compile(r"""["']\s+["']""")
-"""Texts of a list without a comma, as numpy writes them: Python would join them."""
 
 _DOCUMENT = f"is a JSON document, and {{}}: {SENTENCES}. Write the sentence alone, or as its 'caption'"
 
@@ -199,7 +204,7 @@ def _unpacked(text: str) -> Any:
     for read in (json.loads, literal_eval) if text.startswith(tuple("{[(")) else ():
         with suppress(*_NO_LITERAL):
             value = read(text)
-            is_joined = read is literal_eval and _JOINED.search(text)
+            is_joined = read is literal_eval and JOINED.search(text)
             if isinstance(value, dict | list | tuple) and not is_joined:
                 return [*value] if isinstance(value, tuple) else value
     if _BEGINS.match(text):
@@ -219,7 +224,9 @@ def caption_of(value: Any, keys: Sequence[str] = ()) -> str:
     if isinstance(value, str):
         value = _unpacked(value)
     if isinstance(value, dict):
-        return caption_of(value.get(_key_in(value, keys)), keys)
+        key = _key_in(value, keys)
+        together = ", " if key == "tags" else LIST
+        return caption_of(value.get(key), keys).replace(LIST, together)
     text = listed(value)
     if not isinstance(text, str):
         raise Unfit(_DOCUMENT.format(NO_TEXT))

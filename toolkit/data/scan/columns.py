@@ -177,6 +177,9 @@ def are_images(column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
     return bool(values) and suffixes <= IMAGE_SUFFIXES
 
 
+JOINED = re.compile(r"""["']\s+["']""")
+"""Texts of a list without a comma, as numpy writes them: Python would join them."""
+
 NO_TEXT = "."
 """In the place of a value that is not text. It is not the name of a file."""
 
@@ -188,7 +191,8 @@ def texts_in(value: Any) -> Iterator[str]:
     >>> [*texts_in('["a.png", "b.png"]')]
     ['a.png', 'b.png']
     """
-    if isinstance(value, str) and value.lstrip().startswith(("[", "(")):
+    is_list = isinstance(value, str) and value.lstrip().startswith(("[", "("))
+    if is_list and not JOINED.search(value):
         with suppress(ValueError, SyntaxError):
             inside = literal_eval(value.strip())
             value = [*inside] if {*map(type, inside)} <= {str} else value

@@ -56,8 +56,8 @@ are encoded."""
 _FRACTION = re.compile(r"([0-9]+[.,][0-9]+)_")  # repeats of OneTrainer may be fractions
 # `40-char`, `_40_char`, `x40_char`, `4O_char`; not the date 2024-05-01
 _NEARLY_REPEATS = re.compile(r"[\s_.x×-]*([0-9][0-9OolI]{0,2})[x×]?[\s_.-]+[^\W\d]")
-_LAST_REPEATS = re.compile(r".*[^\W\d]_([1-9][05]|100)$")
-"""`char_40`, a round number as people give repeats; not the second `char_2`."""
+_LAST_REPEATS = re.compile(r".*[^\W\d](?:_|[\s_-]x)([1-9][05]|100)x?$")
+"""`char_40`, `char x40`: a round number as people give repeats; not the second `char_2`."""
 
 _NUMBER = str.maketrans("OolI", "0011")
 

@@ -238,20 +238,9 @@ def _by_image(
 
 def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns:
     """The columns of a table that names images. Raises Unfit where no column does, and
-    where no text is the caption."""
+    for texts none of which is known as the caption: the columns, and the key of the job
+    to fill in."""
     columns = columns_of(rows, given)
-    fault = _unclear(rows, columns, given)
-    if fault:
-        raise Unfit(fault)
-    return columns
-
-
-def _unclear(
-    rows: Sequence[Mapping[Any, Any]], columns: Columns, given: ColumnsConfig
-) -> str:
-    """The error for a table without a column that is known as the image, or with texts
-    none of which is known as the caption: its columns, and the key of the job to fill
-    in. Empty for any other table."""
     keys = dict.fromkeys(chain.from_iterable(rows))
     written = [key for key in keys if isinstance(key, str) and key.strip()]
     roles = (getattr(columns, role) for role in ("tags", *ColumnsConfig.model_fields))
@@ -263,28 +252,30 @@ def _unclear(
         for key in free
         if any(is_text(text) for row in rows for text in _texts_of(row.get(key)))
     ]
-    plain = [key for key in texts if any(_is_plain(row.get(key)) for row in rows)]
     has_caption = any(row.get(key) for key in columns.prompt for row in rows)
     lacks_caption = bool(texts) and not (given.prompt or has_caption)
-    lacks = ["prompt"] * (lacks_caption and bool(plain))
+    is_plain = any(_is_plain(row.get(key)) for key in texts for row in rows)
+    lacks = ["prompt"] * (lacks_caption and is_plain)
     if not columns.image:
-        are_lists = [
-            any(isinstance(row.get(key), list) for row in rows) for key in images
-        ]
-        if images and all(are_lists):
-            return f"its column {images[0]!r} names several images in a row. Write a row for each image"
-        return (
+        cells = [row.get(key) for key in images for row in rows]
+        if images and all(isinstance(cell, list) for cell in cells):
+            what = f"names several images in a row, in {images[0]!r}"
+            raise Unfit(f"{what}. Write a row for each image")
+        raise Unfit(
             "has no column that is known as the image; "
             f"its columns are {', '.join(written) or 'none'}. "
             f"{to_fill_in(given, images[1:], ['image', *lacks])}"
         )
-    if not lacks_caption:
-        return ""
-    what = f"no column is known as the caption, of {', '.join(texts)}"
-    ignore = f"{ignoring(texts, given)} where none is meant"
-    if not plain:
-        return f"{what}, whose texts are packed in lists or objects. Write the caption as 'caption', or give {ignore}"
-    return f"{what}. {to_fill_in(given, images, lacks)}, or give {ignore}"
+    if lacks_caption:
+        what = f"has no column that is known as the caption, of {', '.join(texts)}"
+        way = to_fill_in(given, images, lacks)
+        if not is_plain:
+            what += ", whose texts are packed in lists or objects"
+            way = "Write the caption as 'caption'"
+        raise Unfit(
+            f"{what}. {way}, or give {ignoring(texts, given)} where none is meant"
+        )
+    return columns
 
 
 def _texts_of(value: Any) -> Iterator[str]:
@@ -347,7 +338,8 @@ def _row_of(row: Mapping[Any, Any], columns: Columns) -> TableRow:
         texts = chain.from_iterable(texts_in(row.get(key)) for key in keys)
         found = tuple(text for text in texts if text != NO_TEXT)
         for text in filter(_SEVERAL.search, found):
-            names = re.findall(r"[^\[\](){}\s,;|'\"]+", text)
+            words = re.findall(r"[^\[\](){}\s,;|:'\"]+", text)
+            names = [word for word in words if split_suffix(word)[1] in IMAGE_SUFFIXES]
             raise Unfit(f'has a list in one cell, {text[:_SHOWN]!r}. Write "{names}"')
         return found
 
@@ -382,9 +374,8 @@ def _text(value: Any, fault: str) -> str:
     try:
         return "" if value is None else caption_of(value)
     except Unfit as error:
-        if isinstance(value, str):
-            fault = f"has a caption that {error}"
-        raise Unfit(fault) from error
+        is_text = isinstance(value, str)
+        raise Unfit(f"has a caption that {error}" if is_text else fault) from error
 
 
 def _weight(value: Any) -> float:
@@ -415,8 +406,9 @@ def _lines(path: str, given: ColumnsConfig) -> Lines:
         except ParquetError as error:
             raise Unfit(str(error)) from error
     else:
-        dialect = _DIALECTS.get(suffix, _tab_separated)
-        yield from dialect(read_text(file, utf16=True), given)
+        text = read_text(file, utf16=True)
+        other = _json_entries if text.lstrip()[:1] in ("{", "[") else _tab_separated
+        yield from _DIALECTS.get(suffix, other)(text, given)
 
 
 _PICTURE = rf"(?i:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
@@ -424,8 +416,10 @@ _PICTURE = rf"(?i:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
 _NAMED = re.compile(rf"(\s*\S.*?{_PICTURE})(\s*[:;,|=]|\s+-\s)(.*)")
 """A line with the name of an image before its caption, and no tab."""
 
-_SEVERAL = re.compile(rf"{_PICTURE}[\"']?\s*[,;|].*{_PICTURE}")
-"""The names of several images in one text."""
+_SEVERAL = re.compile(
+    rf"""{_PICTURE}["']?[\s,;|].*{_PICTURE}|\s*[\[({{]+\s*["'].*{_PICTURE}""", re.DOTALL
+)
+"""The names of several images in one text, or one in brackets that cannot be read."""
 
 
 def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
@@ -438,7 +432,7 @@ def _tab_separated(text: str, given: ColumnsConfig) -> Lines:
         if named:
             written, tab, text_of = named.groups()
         text_of, more, third = text_of.strip().partition("\t")
-        if more:
+        if more and written.strip():
             yield (
                 number,
                 f"has a third column, {third[:_SHOWN]!r}. A caption has no tab: write a space, "
@@ -530,15 +524,13 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
         titles = delimiter.join(_NAME if image else other for image in is_image)
         return f"its first line, {shown}, names an image: there is no header. Put {titles!r} above it"
     what = f"{shown} is not a header with {_NAME!r} and {_CAPTION!r}"
-    try:
-        columns = columns_of(rows or [dict.fromkeys(header)], given)
-    except Unfit as error:
-        return str(error)
     if len(header) < 2 or not rows:
         return f"{what}. Add one with these names, and commas between them"
-    fault = _unclear(rows, columns, given)
-    it = "" if columns.image else "it "
-    return f"{what}: {it}{fault or 'it has no column of texts'}"
+    try:
+        _columns(rows, given)
+    except Unfit as error:
+        return f"{what}: it {error}"
+    return f"{what}: it has no column of texts"
 
 
 def _json_lines(text: str, given: ColumnsConfig) -> Lines:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, product
+from glob import iglob
+from itertools import chain, islice
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.pixels.unread import kind_of_file
@@ -51,13 +52,14 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
     reads_files = not folder.table and dataset.captions != "names"
     caption_ext = dataset.caption_ext if reads_files else ()
     used = set(chain.from_iterable(folder.caption_files))
-    ways: dict[str, str] = {}
     by_reason: dict[tuple[str, str], list[str]] = {}
     for name, written in listing.files.items():
         if written not in used:
-            why = _why_ignored(name, folder, caption_ext, ways, findings)
+            why = _why_ignored(name, folder, caption_ext, findings)
             by_reason.setdefault(why, []).append(written)
     for (reason, remedy), names in by_reason.items():
+        if remedy in FORMATS:  # the first of them says it
+            remedy = _way_of(listing.path(names[0]), caption_ext)
         if remedy:
             findings.not_used(listing, names, reason, remedy, findings.unused)
         else:
@@ -68,14 +70,12 @@ def _why_ignored(
     name: str,
     folder: ImageFolder,
     caption_ext: Sequence[str],
-    ways: dict[str, str],
     findings: ScanFindings,
 ) -> tuple[str, str]:
     """The reason, and the remedy, which is empty for files that are not expected to be
-    used.
+    used, or a suffix: `_way_of` finds that of its files.
 
-    caption_ext: the suffixes of captions; none where they come from one file. ways: the
-    results of `_way_of` by suffix, of the first file each.
+    caption_ext: the suffixes of captions; none where they come from one file.
     """
     listing = folder.listing
     images = listing.images
@@ -85,6 +85,8 @@ def _why_ignored(
     if is_caption and name.lower() not in NO_CAPTIONS:
         reason = "caption without an image"
         remedy = "Give image and caption the same name, in upper and lower case too"
+        if stem in stems:
+            return "second caption of an image", "Put the text of both into one"
         if stem.casefold() in map(str.casefold, images):
             reason = "caption of an image whose name has other letters"
         elif not folder.has_caption_files:
@@ -93,11 +95,7 @@ def _why_ignored(
     if suffix in FORMATS and name.removesuffix(suffix) in stems:
         if caption_ext:
             reason = f"not a caption, because caption_ext is {' '.join(caption_ext)}"
-            if folder.has_caption_files:  # which are chosen
-                return reason, ""
-            if suffix not in ways:
-                ways[suffix] = _way_of(listing.path(listing.files[name]), caption_ext)
-            return (reason, ways[suffix]) if ways[suffix] else ("not an image", "")
+            return reason, "" if folder.has_caption_files else suffix  # chosen
         are_names = folder.dataset.captions == "names"
         why = "captions is names" if are_names else "captions_file is given"
         return f"not a caption, because {why}", ""
@@ -131,6 +129,9 @@ def _way_of(path: str, caption_ext: Sequence[str]) -> str:
 _STEMS = 20
 """So many images are looked for in other folders."""
 
+_FOLDERS = 100
+"""So many folders are looked into in each of these."""
+
 _SURE = 3
 """So many texts have the names of the images not by chance, whatever their folder is
 called."""
@@ -146,62 +147,69 @@ def refuse_lost_captions(folder: ImageFolder, findings: ScanFindings) -> None:
     """A mistake where no image of a folder has a caption, and another folder has
     them."""
     dataset = folder.dataset
-    is_told = dataset.default_caption or dataset.is_reg
-    reads = findings.read_captions and dataset.captions != "names" and not is_told
-    if reads and not (folder.table or folder.has_caption_files):
-        lost = captions_elsewhere(folder.listing, dataset, findings)
-        if lost:
-            findings.mistake(
-                folder.listing.folder,
-                f"no image has a caption. {lost}, or give 'default_caption' where none is meant",
-            )
+    is_told = dataset.default_caption or dataset.is_reg or dataset.captions == "names"
+    has_captions = folder.table or folder.has_caption_files
+    if not findings.read_captions or is_told or has_captions:
+        return
+    if lost := captions_elsewhere(folder.listing, dataset, findings):
+        told = f"no image has a caption. {lost}, or give 'default_caption' where none is meant"
+        findings.mistake(folder.listing.folder, told)
 
 
 def captions_elsewhere(
     listing: DirectoryListing, dataset: DatasetConfig, findings: ScanFindings
 ) -> str:
-    """The folder in this one, or beside it, or the table above it, that has the captions
+    """The folder in this one, or near it, or the table above it, that has the captions
     of its images, and how they are read; empty for none. A folder with such images has
     its own."""
     stems = list(listing.images)[:_STEMS]
     names = [listing.images[stem][0] for stem in stems]
     folder = listing.folder.rstrip("/")
-    for top in (folder, os.path.dirname(folder) or "."):
-        with suppress(OSError):
-            above = findings.scan_cache.listing(top)
-            called = [name for name in above.files if split_suffix(name)[0] in _CALLED]
-            for table in tables_in(above, dataset, called, findings):
-                if top != folder and names_any(table, listing.prefix, names):
-                    return f"{table.path} has captions of the images. Give 'captions_file: {table.path}'"
-            for name, suffix in product(above.subfolders, FORMATS):
-                place = join(top, name)
-                files = (f"{above.prefix}{name}/{stem}{suffix}" for stem in stems)
-                found = sum(map(_is_caption, files))
-                is_sure = top == folder or name.lower() in _CALLED or found >= _SURE
-                if (
-                    found
-                    and is_sure
-                    and 2 * found >= len(stems)
-                    and findings.scan_cache.listing(place)
-                    .images.keys()
-                    .isdisjoint(stems)
-                ):
-                    copied = f"cp {shlex.quote(place)}/*{suffix} {shlex.quote(folder)}"
-                    way = (
-                        "Unpack the archive, and put them beside the images"
-                        if archive_in(place)
-                        else f"Copy them beside the images ('{copied}')"
-                    )
-                    return f"{place} has texts with the names of the images. {way}"
+    above = os.path.dirname(folder) or "."
+    with suppress(OSError):
+        beside = findings.scan_cache.listing(above)
+        called = [name for name in beside.files if split_suffix(name)[0] in _CALLED]
+        for table in tables_in(beside, dataset, called, findings):
+            if names_any(table, listing.prefix, names):
+                return f"{table.path} has captions of the images. Give 'captions_file: {table.path}'"
+    for place, prefix, is_sure in _folders_near(folder, above, findings):
+        for suffix in FORMATS:
+            found = sum(_is_caption(f"{prefix}{stem}{suffix}") for stem in stems)
+            if 2 * found >= max(
+                len(stems), 1 if is_sure else 2 * _SURE
+            ) and findings.scan_cache.listing(place).images.keys().isdisjoint(stems):
+                way = (
+                    "Unpack the archive, and put them beside the images"
+                    if archive_in(place)
+                    else f"Copy them beside the images ('cp {shlex.quote(place)}/*{suffix} {shlex.quote(folder)}')"
+                )
+                return f"{place} has texts with the names of the images. {way}"
     return ""
+
+
+def _folders_near(
+    folder: str, above: str, findings: ScanFindings
+) -> Iterator[tuple[str, str, bool]]:
+    """Folders that may have the captions of the images in `folder`: how they are named,
+    their prefix, and whether they are in it or called for captions. Of the latter, and
+    of those in it, also the folders inside."""
+    for top in (folder, above, os.path.dirname(above) or ".."):
+        with suppress(OSError):
+            listing = findings.scan_cache.listing(top)
+            for name in listing.subfolders:
+                is_sure = top == folder or name.lower() in _CALLED
+                below = iglob("**/", root_dir=listing.path(name), recursive=True)
+                deeper = islice(below, _FOLDERS if is_sure else 0)
+                for inside in (name, *(f"{name}/{one[:-1]}" for one in deeper)):
+                    if is_sure or top == above:
+                        yield join(top, inside), f"{listing.path(inside)}/", is_sure
 
 
 def _is_caption(path: str) -> bool:
     """Whether a file has a text of words: annotations are numbers."""
     with suppress(CaptionError):
-        if os.path.isfile(path):
-            text = caption_in(path, read_text(path))
-            return bool(re.search(r"[^\W\d_]{2}|[^\0-\x7f]", text))
+        text = caption_in(path, read_text(path)) if os.path.isfile(path) else ""
+        return bool(re.search(r"[^\W\d_]{2}|[^\0-\x7f]", text))
     return False
 
 

@@ -16,9 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.sections.model_files import local_index
 from toolkit.contracts.data import Size
-from toolkit.contracts.model import ModelSection
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits
 from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import (
@@ -153,9 +151,8 @@ class QwenImageFamily(QwenFamily):
             folder, prompt, target, references, area, self.template
         )
 
-    def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
-        index = local_index(model.name_or_path, model.revision)
-        return sizes.prompt_cut(index.parent, prompt, self.template) if index else None
+    def prompt_note(self, folder: Path, prompt: str) -> str | None:
+        return sizes.prompt_cut(folder, prompt, self.template)
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
         """Source: diffusers, transformer_qwenimage.py, QwenImageTransformerBlock."""

@@ -20,9 +20,19 @@ function showIn(link, row, at) {
     return link.replaceChildren(Object.assign(document.createElement('span'), {className: 'blank faint', textContent: words.missing}));
   }
   const image = link.querySelector('img') ?? new Image();
+  if (image.isConnected && !calm.matches) fade(link, image);
   Object.assign(image, {src: address(file, shots.dataset.side), alt: `${link.dataset.step}: ${row.prompt}`});
   link.href = address(file, 0);
   if (!image.isConnected) link.replaceChildren(image);
+}
+
+// The image before lies over the new one for a moment, and fades.
+const calm = matchMedia('(prefers-reduced-motion: reduce)');
+function fade(link, image) {
+  link.querySelector('.before')?.remove();
+  const before = Object.assign(image.cloneNode(), {className: 'before', alt: ''});
+  link.append(before);
+  before.animate({opacity: [1, 0]}, 150).finished.then(() => before.remove(), () => {});
 }
 
 function showSamples() {

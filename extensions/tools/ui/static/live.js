@@ -1,5 +1,5 @@
 // What is new in a run arrives as events, and its curves are read finer where they are zoomed.
-import {renew, tell} from './page.js';
+import {look, renew, tell, texts} from './page.js';
 import {$, data, draw, here, latest, range, showCurves, source, takeSamples, words} from './pages/run.js';
 
 // ---------------------------------------------------------------- curves
@@ -33,8 +33,19 @@ function takeRows(rows) {
 }
 
 // ---------------------------------------------------------------- what is new
+// Who allows it is told by the browser when the run has ended. There are no notifications over plain http.
+const mayNotify = isSecureContext && 'Notification' in window, notify = $('notify');
+const say = status => `${document.querySelector('h1').textContent}: ${texts.ended[status] ?? status}`;
+if (notify && mayNotify && Notification.permission === 'default') {
+  notify.hidden = false;
+  notify.addEventListener('click', async () => { notify.hidden = await Notification.requestPermission() !== 'default'; });
+}
+
 function showStatus(status) {
-  if (status.status !== data.status.status) return location.reload();  // other buttons, other facts
+  if (status.status !== data.status.status) {
+    if (mayNotify && Notification.permission === 'granted') new Notification(say(status.status), {icon: '/static/icon.svg'});
+    return location.reload();  // other buttons, other facts
+  }
   const known = Object.entries(status.facts).filter(([, text]) => text);
   const placeOf = name => document.querySelector(`[data-fact=${name}]`);
   if (known.some(([name]) => !placeOf(name))) return renew('#state', 'dl.facts');
@@ -75,14 +86,13 @@ function listen() {
   stream.onerror = () => {  // an EventSource would go on from its own last id; a new one also after a restart
     stream.close();
     if (++failures < 3) return setTimeout(listen, 1000 * failures);
-    tell(words.cut);
     ask();
   };
 }
 
 async function ask() {
   try {
-    const answer = await fetch(`${here}/news?since=${encodeURIComponent(seen)}`, {headers: {accept: 'application/json'}});
+    const answer = await look(`${here}/news?since=${encodeURIComponent(seen)}`, {headers: {accept: 'application/json'}});
     if (answer.status === 404) return tell(words.gone, true);
     if (answer.ok) {
       const news = await answer.json();

@@ -114,7 +114,7 @@ form.addEventListener('submit', event => {
 keys.addEventListener('toggle', () => {
   if (!keys.open || form.elements.all.value) return;
   form.elements.all.value = '1';
-  check();
+  check(unsent || location.search.includes('draft=') ? 'check' : 'look');  // a visit alone makes no draft
 });
 addEventListener('beforeunload', event => { if (unsent) event.preventDefault(); });
 yaml.addEventListener('scroll', () => { gutter.scrollTop = yaml.scrollTop; });

@@ -10,9 +10,38 @@ export function tell(text, isBad = false) {
   told.className = isBad ? 'bad' : '';
 }
 
+// How old the page is: bars are grey as soon as nothing is heard for ten seconds, and it says since when, or that somebody
+// has to log in again, in another tab so that what is typed here stays.
+const OLD_MS = 10000, lost = document.getElementById('lost');
+let heard = Date.now(), fault = '';
+
+export async function look(address, options = {}) {
+  try {
+    const answer = await fetch(address, {signal: AbortSignal.timeout(OLD_MS), ...options});
+    fault = answer.status === 401 ? 'login' : answer.status > 500 ? 'silent' : '';  // a proxy answers for a dead server
+    if (!fault) heard = Date.now();
+    return answer;
+  } catch (error) {
+    fault ||= 'silent';
+    throw error;
+  } finally {
+    showAge();
+  }
+}
+
+function showAge() {
+  const isOld = fault === 'login' || Date.now() - heard > OLD_MS, says = isOld && !document.hidden ? fault : '';
+  document.body.classList.toggle('old', isOld);
+  if (lost.dataset.says === says) return;
+  lost.dataset.says = says;
+  lost.textContent = says && texts.lost[says].replace('{time}', new Date(heard).toLocaleTimeString([], {hour: '2-digit', minute: '2-digit'}));
+  if (says === 'login') lost.append(' ', Object.assign(document.createElement('a'), {href: '/login', target: '_blank', textContent: texts.lost.again}));
+}
+setInterval(showAge, 1000);
+
 // Puts parts of this page in as the server has them by now.
 export async function renew(...places) {
-  const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), 'text/html');
+  const page = new DOMParser().parseFromString(await (await look(location.href)).text(), 'text/html');
   for (const place of places) document.querySelector(place)?.replaceWith(page.querySelector(place) ?? '');
 }
 
@@ -24,7 +53,7 @@ document.addEventListener('submit', event => {
 // Replaces the children that differ of an element with data-live by those of its page, so that a choice in it stays.
 async function refresh(list) {
   if (document.hidden || list.contains(document.activeElement)) return;
-  const answer = await fetch(list.dataset.live + location.search, {headers: {accept: 'text/html'}});
+  const answer = await look(list.dataset.live + location.search, {headers: {accept: 'text/html'}});
   if (!answer.ok) return;
   if (answer.redirected) return location.replace(answer.url);  // what was waited for is there
   const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
@@ -37,5 +66,7 @@ async function refresh(list) {
 }
 
 for (const list of document.querySelectorAll('[data-live]')) {
-  setInterval(() => refresh(list).catch(() => {}), Number(list.dataset.every ?? 5000));
+  const again = () => refresh(list).catch(() => {});
+  setInterval(again, Number(list.dataset.every ?? 5000));
+  document.addEventListener('visibilitychange', again);
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -25,6 +26,7 @@ from extensions.tools.shared.run_records import modified_at
 from extensions.tools.ui import uploads
 from extensions.tools.ui.chosen import MEASURED, Chosen, chosen_file
 from extensions.tools.ui.decoder import decoder
+from extensions.tools.ui.entries import job_of, learned_from
 from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.path import Step, dataset_at, path_of
 from extensions.tools.ui.queue import DONE, RUNNING, STOPPED, WAITING, trains_elsewhere
@@ -50,7 +52,7 @@ from extensions.tools.ui.views import tools
 from extensions.tools.ui.views.first_minute import first_minute
 from extensions.tools.ui.views.new import FOLDER
 from extensions.tools.ui.views.pictures import LARGE, picture
-from extensions.tools.ui.views.queue import queue_of
+from extensions.tools.ui.views.queue import last_start, queue_of
 from extensions.tools.ui.views.resume import origin_of, saved_job
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
@@ -59,6 +61,9 @@ from toolkit.train.run_reader import RunInfo, RunStatus
 
 MOST_SEEDS = 4
 """Images of one press of the button."""
+
+MOST_LEARNED = 10
+"""Images of the dataset beside the samples of one prompt."""
 
 MOST_CELLS = 400
 """Images of a comparison that are shown."""
@@ -86,9 +91,16 @@ def _values(
     settings = settings_of(run)
     values: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
     chosen, saved = chosen_file(run.folder), saved_job(run)
-    values |= {"chosen": chosen, "path": _path(ui, run, saved, chosen)}
     runs = run.status is RunStatus.RUNNING
     values["origin"] = None if runs or saved is None else origin_of(ui, run, saved)
+    started = last_start(ui, run)
+    saved = saved or job_of(started)  # the first seconds have no copy of the job
+    words = started.argv if started else ()
+    keys = ("--set=model.", "--set=train.")
+    less = [word[6:] for word in words if word.startswith(keys)]
+    values |= {"started": started, "less": less}
+    values["learned"] = partial(learned_from, ui, saved, MOST_LEARNED)
+    values |= {"chosen": chosen, "path": _path(ui, run, saved, chosen)}
     values["early"] = first_minute(ui, run, saved)
     if settings is None:
         return values

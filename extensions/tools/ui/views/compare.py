@@ -9,6 +9,8 @@ of all files of a run is made in `extensions.tools.ui.views.after`.
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import zip_longest
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -32,15 +34,12 @@ def page(request: Request) -> Response:
     if len(asked) > MOST:
         raise HTTPException(400, texts()["compare"]["too_many"].format(most=MOST))
     columns = [_column(ui, text) for text in asked]
-    prompts: dict[int, str] = {}
-    for column in reversed(columns):
-        prompts |= column["prompts"]
     steps = [f"{each['id']}@{step}" for each in columns for step in each["steps"]]
     return render(
         request,
         "compare.html.j2",
         columns=columns,
-        prompts=dict(sorted(prompts.items())),
+        rows=_rows([column["files"] for column in columns]),
         known=[*ui.run_ids(), *dict.fromkeys(steps)],
         empty=range(len(columns), max(2, min(MOST, len(columns) + 1))),
         differences=_differences(columns),
@@ -66,13 +65,35 @@ def _column(ui: Ui, text: str) -> dict[str, Any]:
         "run": run,
         "steps": steps,
         "shown": shown,
-        "files": {row["index"]: row["files"][place] for row in samples["rows"]},
-        "prompts": {row["index"]: row["prompt"] for row in samples["rows"]},
+        "files": _by_prompt(samples["rows"], place),
         "cost": cost(ui, run),
         "seconds": metrics.total(*IN_STEPS),
         "line": curves.get("loss", []),
         "settings": _settings(settings_text(run.folder)),
     }
+
+
+def _rows(columns: list[dict[tuple[str, int], Any]]) -> list[tuple[str, Any]]:
+    """The rows of the grid: a prompt that two runs share with the files of all, then
+    the others side by side, each file with its own prompt."""
+    counts = Counter(key for files in columns for key in files)
+    shared = [key for key, count in counts.items() if count > 1]
+    rows = [(key[0], [(files.get(key), "") for files in columns]) for key in shared]
+    alone = [
+        [(file, key[0]) for key, file in files.items() if counts[key] == 1]
+        for files in columns
+    ]
+    return [*rows, *(("", row) for row in zip_longest(*alone, fillvalue=(None, "")))]
+
+
+def _by_prompt(rows: list[dict[str, Any]], place: int) -> dict[tuple[str, int], Any]:
+    """The files of a step by their prompt, and by the number of equal prompts before:
+    two runs may have their prompts in another order."""
+    found: dict[tuple[str, int], Any] = {}
+    for row in rows:
+        before = sum(prompt == row["prompt"] for prompt, _ in found)
+        found[row["prompt"], before] = row["files"][place]
+    return found
 
 
 def _settings(text: str) -> dict[str, str]:

@@ -51,6 +51,7 @@ from extensions.tools.ui.state import (
 from extensions.tools.ui.views.pictures import picture
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.reading.loader import folder_name_error, windows_name_error
+from toolkit.config.sections.model_files import CAPTIONER
 from toolkit.contracts.data import Size
 from toolkit.data.scan.captions import CaptionError
 from toolkit.data.scan.folder import FoundImage
@@ -139,7 +140,8 @@ def index(
         rows=rows,
         folder=ui.datasets,
         faults=faults or {},
-        form={"name": "", "repeats": "1", "kind": "character"} | (form or {}),
+        form={"name": "", "kind": request.query_params.get("kind", "character")}
+        | (form or {}),
         trash=ui.shared("trash", partial(datasets.trashed, ui)),
         back=request.query_params.get("back", ""),
         stay=request.query_params.get("stay", "0"),
@@ -248,6 +250,9 @@ def _page(
         },
         most=uploads.MOST_BYTES,
         piece=uploads.PIECE,
+        skipped=uploads.LEFT_OUT,
+        per_page=PER_PAGE,
+        captioner=CAPTIONER.rpartition("/")[2],
         multiple=SIZE_MULTIPLE,
         told=outcomes,
         bad=faults or {},
@@ -437,6 +442,7 @@ def captioning(request: Request, form: Form) -> Response:
         key: form.get(key, "").strip() for key in ("trigger-word", "prompt", "model")
     }
     flags = [f"--{key}={value}" for key, value in given.items() if value]
+    flags += ["--limit=1"] if form.get("limit") else []
     flags += ["--recursive"] if not (data.listings[0].images or data.sides) else []
     name = texts()["datasets"]["captioning_name"].format(name=data.name)
     try:
@@ -626,7 +632,7 @@ def delete(request: Request, form: Form) -> Response:
 
 def _target(data: Dataset, into: str = "") -> Path:
     """The folder that new files go to: the one that is named ("." is that of the
-    dataset), else where its images are, else a subfolder with repeats, else itself."""
+    dataset; one with repeats is made), else where its images are, else a subfolder with repeats, else itself."""
     if into:
         folder = data.folder if into == "." else below(data.folder, into)
     else:
@@ -640,6 +646,9 @@ def _target(data: Dataset, into: str = "") -> Path:
             listing.folder for listing in listings[1:] if repeats_of(listing.folder)
         )
         folder = Path(next(chain(with_images, with_repeats), data.folder))
+    is_new = repeats_of(into) in range(1, uploads.MOST_REPEATS + 1)
+    if is_new and not folder_name_error(into):
+        folder.mkdir(exist_ok=True)
     if not folder.is_dir():
         raise HTTPException(404, f"{into} is not there")
     return folder

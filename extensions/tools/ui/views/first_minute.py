@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from extensions.tools.ui.datasets import read_dataset, thumbs
+from extensions.tools.ui.entries import images_of
 from extensions.tools.ui.job_text import JobText
-from extensions.tools.ui.path import dataset_at
 from extensions.tools.ui.state import Ui
 from toolkit.files.now import STEP
 from toolkit.files.run_files import SAMPLES
@@ -39,8 +38,20 @@ def first_minute(ui: Ui, run: RunInfo, saved: JobText | None) -> dict[str, Any] 
     if any((run.folder / SAMPLES).glob("*")):
         return None
 
+    return {
+        "ticks": ticks_of(saved, run.now.phase),
+        "how_far": run.now.text().removeprefix(run.now.phase).strip(),
+        "left": run.now.left(),
+        "images": images_of(ui, saved, MOST_IMAGES),
+    }
+
+
+def ticks_of(job: JobText | None, phase: str = "") -> list[tuple[str, str]]:
+    """The lines of a job, each with its state. phase: the present one; empty: nothing
+    has begun."""
+
     def given(key: str) -> str:
-        return saved.get(saved.path(key)) if saved else ""
+        return job.get(job.path(key)) if job and job.root else ""
 
     ticks = dict(TICKS)
     if given("model.quantize") != "true":
@@ -48,16 +59,9 @@ def first_minute(ui: Ui, run: RunInfo, saved: JobText | None) -> dict[str, Any] 
     if "true" in (given("train.skip_first_sample"), given("train.disable_sampling")):
         del ticks["sampling"]
     names = list(ticks)
-    now = next((n for n, phases in ticks.items() if run.now.phase in phases), names[1])
-    place = names.index(now)
-    data = dataset_at(ui, given("datasets[].folder_path"))
-    images = read_dataset(ui, data.name).images[:MOST_IMAGES] if data else []
-    return {
-        "ticks": [
-            (name, "done" if at < place else "now" if at == place else "")
-            for at, name in enumerate(names)
-        ],
-        "how_far": run.now.text().removeprefix(run.now.phase).strip(),
-        "left": run.now.left(),
-        "images": [thumbs(data, image) for image in images] if data else [],
-    }
+    now = next((n for n, phases in ticks.items() if phase in phases), names[1])
+    place = names.index(now) if phase else -1
+    return [
+        (name, "done" if at < place else "now" if at == place else "")
+        for at, name in enumerate(names)
+    ]

@@ -10,6 +10,7 @@ are changed by `extensions.tools.ui.queue`, and run by `extensions.tools.ui.runn
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -24,7 +25,17 @@ from starlette.responses import (
     Response,
 )
 
+from extensions.tools.shared.examples import EXAMPLES
 from extensions.tools.ui.config import queue_folder
+from extensions.tools.ui.entries import (
+    FOLDER,
+    images_of,
+    job_of,
+    pictures,
+    run_of,
+    sentence,
+)
+from extensions.tools.ui.path import dataset_at, path_of
 from extensions.tools.ui.queue import (
     DONE,
     INTERRUPTED,
@@ -42,19 +53,24 @@ from extensions.tools.ui.state import (
     posted,
     refusals,
     render,
-    run_id,
     ui_of,
 )
+from extensions.tools.ui.views.first_minute import MOST_IMAGES as MOST_EARLY
+from extensions.tools.ui.views.first_minute import ticks_of
 from extensions.tools.ui.views.pictures import LARGE, picture
-from toolkit.errors import RunError, UserError
+from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.train.run_reader import RunInfo, RunStatus, read_run
+from toolkit.files.writing import CONFIG_ROOT
+from toolkit.train.run_reader import RunInfo, RunStatus
+from toolkit.version import COMMAND
 
 MOST = 100
 """Waiting entries on the page, and ended ones."""
 
 SHORT_TAIL = 1500
 """Bytes of the output of an entry that did not end well; they stand on the page."""
+
+QUICKSTART = EXAMPLES / "quickstart.yaml"
 
 RUNNER_S = 8.0
 """Seconds that a runner may take to start, or to see that a job has ended."""
@@ -109,7 +125,7 @@ def show(request: Request) -> Response:
     waits for, or why there is none."""
     queue, entry = _asked(request)
     entry = queue.as_it_is(entry)
-    run, id_ = _run_of(ui_of(request), entry)
+    run, id_ = run_of(ui_of(request), entry)
     if (
         run
         and entry.state != WAITING
@@ -119,8 +135,22 @@ def show(request: Request) -> Response:
     entries = queue.entries()
     is_waiting = entry in entries and entry.state == WAITING
     before = entries[: entries.index(entry)] if is_waiting else ()
-    tail = queue.tail(entry.id, SHORT_TAIL) if entry.attempts else ""
-    return render(request, "entry.html.j2", entry=entry, before=before, tail=tail)
+    ui, job = ui_of(request), job_of(entry)
+    is_early = job is not None and entry.state in (WAITING, RUNNING)
+    has_tail = entry.attempts and not is_early
+    tail = queue.tail(entry.id, SHORT_TAIL) if has_tail else ""
+    data = dataset_at(ui, job.get(job.path(FOLDER))) if job and job.root else None
+    images = images_of(ui, job, MOST_EARLY)
+    early = {"ticks": ticks_of(job), "images": images, "how_far": "", "left": ""}
+    return render(
+        request,
+        "entry.html.j2",
+        entry=entry,
+        before=before,
+        tail=tail,
+        path=path_of(data, "run", {"run": f"/queue/{entry.id}"}),
+        early=early if is_early else None,
+    )
 
 
 def index(request: Request) -> Response:
@@ -129,9 +159,7 @@ def index(request: Request) -> Response:
     queue = queue_of(ui)
     entries = queue.now()
     begun = (RUNNING, INTERRUPTED)
-    running = [
-        (entry, *_run_of(ui, entry)) for entry in entries if entry.state in begun
-    ]
+    running = [_row(ui, entry) for entry in entries if entry.state in begun]
     waiting = [entry for entry in entries if entry.state == WAITING]
     ended = [entry for entry in entries if entry.state not in (*begun, WAITING)]
     shown = []
@@ -139,7 +167,7 @@ def index(request: Request) -> Response:
         is_run = entry.state == DONE and entry.runs
         tail = "" if is_run else queue.tail(entry.id, SHORT_TAIL)
         images = _images(queue, entry)
-        shown.append((entry, tail, len(images), *_run_of(ui, entry)))
+        shown.append(_row(ui, entry) | {"tail": tail, "images": len(images)})
     changed = max(
         (path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0
     )
@@ -149,25 +177,38 @@ def index(request: Request) -> Response:
         request,
         "queue.html.j2",
         running=running,
-        waiting=waiting,
+        waiting=[_row(ui, entry) for entry in waiting[:MOST]],
+        waiting_count=len(waiting),
         ended=shown,
         count=len(ended),
-        most=MOST,
         is_idle=is_idle,
     )
 
 
-def _run_of(ui: Ui, entry: Entry) -> tuple[RunInfo | None, str]:
-    """The latest run of an entry and its id, where it is one of this page's folder."""
-    for folder in reversed(entry.runs):
-        try:
-            run = read_run(Path(folder))
-            return run, run_id(
-                ui, ui.output / run.folder.resolve().relative_to(ui.output.resolve())
-            )
-        except (RunError, OSError, ValueError):
-            continue
-    return None, ""
+def _row(ui: Ui, entry: Entry) -> dict[str, Any]:
+    """An entry as the page shows it. Of a tool the run is the one in which it works."""
+    run, id_ = run_of(ui, entry)
+    return {
+        "entry": entry,
+        "run": run if entry.runs else None,
+        "run_id": id_,
+        "sentence": sentence(entry, job_of(entry)),
+        "pictures": pictures(ui, entry),
+    }
+
+
+def last_start(ui: Ui, run: RunInfo) -> Entry | None:
+    """The latest entry that has started a run. None: the queue has not."""
+    folder = str(run.folder.resolve())
+    entries = sorted(queue_of(ui).entries(), key=lambda one: one.id, reverse=True)
+    return next(
+        (
+            entry
+            for entry in entries
+            if folder in (str(Path(one).resolve()) for one in entry.runs)
+        ),
+        None,
+    )
 
 
 def _images(queue: Queue, entry: Entry) -> list[Path]:
@@ -211,6 +252,17 @@ def start(request: Request) -> Response:
     return _done(request, lambda: None)
 
 
+def try_mascots(request: Request) -> Response:
+    """Starts the quickstart, which writes to the page's folder of runs."""
+    ui = ui_of(request)
+    folder = ui.output / QUICKSTART.stem
+    if folder.is_dir():
+        return RedirectResponse(f"/runs/{folder.name}", 303)
+    argv = [str(QUICKSTART), f"--set=training_folder={ui.output.absolute()}"]
+    entry = enqueue(ui, argv, QUICKSTART.stem, CONFIG_ROOT.parent)
+    return RedirectResponse(f"/queue/{entry.id}", 303)
+
+
 def _done(request: Request, action: Any, *arguments: object) -> Response:
     with refusals():
         action(*arguments)
@@ -219,9 +271,10 @@ def _done(request: Request, action: Any, *arguments: object) -> Response:
 
 
 def log(request: Request) -> Response:
-    """The end of what an entry has printed."""
+    """The command of an entry, and the end of what it has printed."""
     queue, entry = _asked(request)
-    return PlainTextResponse(redact_text(queue.tail(entry.id)))
+    command = f"{COMMAND} {shlex.join(entry.shown())}"
+    return PlainTextResponse(redact_text(f"{command}\n\n{queue.tail(entry.id)}"))
 
 
 @posted()

@@ -25,6 +25,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from extensions.tools.shared.html_page import texts
+from extensions.tools.ui import shelf
+from extensions.tools.ui.entries import file_of
 from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, planned, without_restart
 from extensions.tools.ui.state import Form, Ui, done, posted, refusals, ui_of
@@ -35,9 +38,11 @@ from extensions.tools.ui.views.new import (
     without_secrets,
 )
 from extensions.tools.ui.views.queue import RUNNER_S, enqueue, queue_of
+from extensions.tools.ui.views.shelf import shelf_of
 from toolkit.config.reading.located import dotted
 from toolkit.errors import UserError
-from toolkit.files.writing import CONFIG_SUFFIXES, find_config, short
+from toolkit.files.writing import CONFIG_SUFFIXES, short
+from toolkit.plan.memory import Part
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 _ABSENT = object()
@@ -79,7 +84,7 @@ def saved_job(run: RunInfo) -> JobText | None:
 def origin_of(ui: Ui, run: RunInfo, saved: JobText) -> Origin | None:
     """None: the file says what the copy says, or it is not known."""
     for argv, cwd in _commands(ui, run):
-        path = _file(cwd, argv[0])
+        path = file_of(cwd, argv[0])
         try:
             job = without_secrets(read_job(path))
         except HTTPException as error:
@@ -122,15 +127,6 @@ def _commands(ui: Ui, run: RunInfo) -> Iterator[tuple[tuple[str, ...], str]]:
         path = ui.jobs / f"{run.name}{suffix}"
         if path.is_file():
             yield (short(path),), str(Path.cwd())
-
-
-def _file(cwd: str, name: str) -> Path:
-    """The file that the first word of a command means in a working directory."""
-    named = os.path.expanduser(name)
-    for folder in (cwd, os.path.join(cwd, "config")):
-        with suppress(UserError, OSError):
-            return find_config(os.path.join(folder, named))
-    return Path(cwd, named)
 
 
 def _changes(saved: JobText, job: JobText) -> Iterator[tuple[str, str, str]]:
@@ -191,6 +187,61 @@ def resume(request: Request, form: Form) -> Response:
     # another press may have been planned as long
     entry = enqueue(ui, argv, run.name, Path(cwd), (WAITING, RUNNING))
     return done(request, f"/queue/{entry.id}", ok=True)
+
+
+LEAST_SAVED = 0.01
+"""Part of its memory that a change saves at least, to be worth a start."""
+
+
+def less_memory(request: Request) -> Response:
+    """Puts a run into the queue again with less memory: with the first change of the
+    planner's list with which the run goes on and its peak is lower."""
+    ui = ui_of(request)
+    run = ui.run(request.path_params["id"])
+    if run.config is None or run.status is RunStatus.RUNNING:
+        raise HTTPException(409, f"{run.name} runs, or has no saved job.")
+    config, cwd = str(run.config.absolute()), str(Path.cwd())
+    with refusals():
+        _require_free(ui, config)
+        before = planned([config], cwd)
+        for changes in before["processes"][0]["savings"]:
+            argv = [config, *(f"--set={change}" for change in changes)]
+            try:
+                after = planned(argv, cwd)
+            except UserError:  # not with the other keys of this job
+                continue
+            goes_on = _begins(after) == _begins(before) and not why_not_started(after)
+            if goes_on and _peak(after) < (1 - LEAST_SAVED) * _peak(before):
+                values = dict(change.split("=", 1) for change in changes)
+                name = run.folder.relative_to(ui.output).as_posix()
+                with ui.locked():  # another press may have been planned as long
+                    _require_free(ui, config)
+                    shelf.set_keys(shelf_of(ui), name, values)
+                    entry = enqueue(ui, argv, run.name, Path(cwd))
+                return done(request, f"/queue/{entry.id}", ok=True)
+    raise HTTPException(409, texts()["run"]["less"]["none"])
+
+
+def _require_free(ui: Ui, config: str) -> None:
+    """Raises UserError if an entry of a saved job waits or runs."""
+    for entry in queue_of(ui).entries():
+        if entry.state in (RUNNING, WAITING) and config in entry.argv:
+            raise UserError("it is in the queue already.")
+
+
+def _begins(plan: dict[str, Any]) -> list[Any]:
+    return [process["start"] for process in plan["processes"]]
+
+
+def _peak(plan: dict[str, Any]) -> int:
+    """Bytes that a planned job needs at its peak, without what the program itself
+    takes."""
+    phases: list[dict[str, int]] = [
+        phase
+        for process in plan["processes"]
+        for phase in process["memory"]["phases"].values()
+    ]
+    return max(sum(phase.values()) - phase.get(Part.PROCESS, 0) for phase in phases)
 
 
 def _resolved(path: str | Path) -> str:

@@ -9,15 +9,16 @@ script can ask for the same list as JSON. The page of one run is
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from extensions.tools.shared.examples import EXAMPLES
+from extensions.tools.ui.entries import sample_ends
 from extensions.tools.ui.state import Json, Ui, render, run_id, ui_of, wants_json, whole
+from extensions.tools.ui.uploads import LEFT_OUT, MOST_BYTES, PIECE
 from extensions.tools.ui.views.shelf import count_trashed
 from toolkit.files import run_files
 from toolkit.rounding import ceil_divide
@@ -25,6 +26,9 @@ from toolkit.train.run_index import is_fresh, mark_of
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 PER_PAGE = 50
+PICTURES = EXAMPLES / "mascots" / "pipo"
+"""Images that the first page shows before the first training."""
+
 MOST_KEPT = 500
 """Runs whose lines are kept."""
 
@@ -60,6 +64,10 @@ def index(request: Request) -> Response:
         pages=pages,
         count=len(runs),
         trashed=count_trashed(ui),
+        mascots=sorted(path.name for path in PICTURES.glob("*.png"))[:9],
+        most=MOST_BYTES,
+        piece=PIECE,
+        skipped=LEFT_OUT,
     )
 
 
@@ -95,18 +103,3 @@ def cost(ui: Ui, run: RunInfo) -> float | None:
     if not ui.price_per_hour or not run.step or run.step_s is None:
         return None
     return run.step * run.step_s / 3600 * ui.price_per_hour
-
-
-def sample_ends(folder: Path) -> list[str]:
-    """The file names of the first image of the first and of the newest set of samples;
-    one name where they are the same."""
-    try:
-        names = os.listdir(folder / run_files.SAMPLES)
-    except OSError:
-        return []
-    matches = filter(None, map(run_files.SAMPLE_FILE.fullmatch, names))
-    samples = sorted(
-        (int(match["index"]), int(match["step"]), match.string) for match in matches
-    )
-    of_first = [name for index, _, name in samples if index == samples[0][0]]
-    return [*dict.fromkeys((*of_first[:1], *of_first[-1:]))]

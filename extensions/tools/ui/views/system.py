@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui.commands import run_py
-from extensions.tools.ui.config import MOST_PRICE, TOKEN_VARIABLES
+from extensions.tools.ui.config import MOST_PRICE, TOKEN_VARIABLES, token
 from extensions.tools.ui.guard import HOSTS_VARIABLE
 from extensions.tools.ui.machine import main_memory
 from extensions.tools.ui.state import (
@@ -77,6 +77,7 @@ def _page(request: Request, fault: str = "", code: int = 200) -> Response:
         jobs=[(run_id(ui, run.folder), run.name) for run in ui.runs() if run.config],
         versions=ui.kept("versions", _versions),
         extensions=ui.kept("extensions", _extensions),
+        token_kind="set" if token() else "made" if ui.token else "none",
         token_variables=TOKEN_VARIABLES,
         hosts_variable=HOSTS_VARIABLE,
         hosts=os.environ.get(HOSTS_VARIABLE, ""),

@@ -134,6 +134,8 @@ def test_what_has_a_caption_is_left_and_replaced_ones_are_kept(
 ) -> None:
     (images / "a.txt").write_text("mine")
     (images / "b.txt").write_text(" \n")  # empty: no caption
+    caption(images, "--limit", "1")
+    assert texts(images)["b"].strip() and not (images / "c.txt").exists()
     (images / "c.caption").write_text("mine too")
     caption(images)
     first = texts(images)

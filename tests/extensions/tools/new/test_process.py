@@ -406,7 +406,7 @@ def test_the_help_names_the_smallest_gpu_of_each_model() -> None:
     ("line", "said"),
     [
         ("'my char!' after", "job_name: 'my char!' cannot be the name of a run: letters, digits, "
-         "'_', '-' and '.' only. Write 'my_char'."),
+         "'_', '-' and '.' only, no ending of a file. Write 'my_char'."),
         ("a after --model black-forest-labs/FLUX.1-dev", "--model: 'black-forest-labs/FLUX.1-dev' is another"
          " model (FLUX)"),
         ("a after --model me/finetune", "--model: 'me/finetune' is not on this disk, so its family "

@@ -103,7 +103,7 @@ def fill(browser: Browser, selector: str, text: str) -> None:
     browser.type(selector, text)
 
 
-def test_a_file_is_tried_voted_on_and_compared_with_the_others(
+def test_a_file_is_tried_and_compared_with_the_others(
     browser: Browser, served: Served, trained: Path, tmp_path: Path
 ) -> None:
     browser.open(f"{served.address}/runs/pairs")
@@ -154,7 +154,7 @@ def test_a_file_is_tried_voted_on_and_compared_with_the_others(
     browser.wait_for(
         "document.querySelectorAll('#outcome .cells img').length == 6", 120
     )
-    browser.wait_for("document.querySelector('#outcome .numbers')", 120)
+    browser.wait_for("document.querySelector('#outcome .why')", 120)
     assert json.loads((trained / "best.json").read_text())["recommended"] is None, (
         "no images are held out"
     )

@@ -179,3 +179,10 @@ def test_a_finished_run_is_read_by_its_curves_tables_and_samples(
     assert "000000000_0.png" in source
     browser.press("Escape")
     assert not browser.run(is_large) and is_clean(browser)
+
+    buttons = "document.querySelectorAll('.head > .actions > *, .head h1')"
+    places = f"return [...{buttons}].map(e => e.offsetTop)"
+    before = browser.run(places)
+    browser.click("#longer > summary")
+    browser.wait_for("document.querySelector('#longer [name=steps]').checkVisibility()")
+    assert browser.run(places) == before, "it opens over the page, which stays"

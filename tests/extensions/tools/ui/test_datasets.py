@@ -79,7 +79,7 @@ def test_the_list_says_images_repeats_and_captions_missing(
     text = page.get("/datasets").text
     assert "3 images, repeats 4" in text and "1 without a caption" in text
     assert "1 image, repeats 40" in text
-    assert "/datasets/pipo/thumbs/4_pipo/a.png" in text
+    assert "/datasets/pipo/thumbs/4_pipo%2Fa.png" in text
 
 
 def test_a_new_dataset_has_its_repeats_in_its_name(page: TestClient, ui: Ui) -> None:
@@ -723,6 +723,8 @@ def test_captions_are_written_by_the_queue(
         "--prompt=--overwrite",
         "--recursive",
     )
+    page.post("/datasets/pipo/captioning", data=given | {"limit": "1"})
+    assert "--limit=1" in Queue(ui.own / "queue").entries()[1].argv, "to see one first"
 
 
 def test_two_hundred_images_are_pages(page: TestClient, ui: Ui) -> None:
@@ -734,6 +736,7 @@ def test_two_hundred_images_are_pages(page: TestClient, ui: Ui) -> None:
     text = page.get("/datasets/many?page=4").text
     assert "4 of 4" in text and text.count("<article") == 20
     assert "caption 199</textarea>" in text
+    assert re.findall(r'page=(\d)"(?: aria-current="page")?>\d</a>', text) == [*"1234"]
     assert "1 of 200" in page.get("/datasets/many?q=caption 123").text
     for number in ("0", "-1", "²", "٣", "99999999999999999999", "x"):
         text = page.get(f"/datasets/pipo?page={number}").text

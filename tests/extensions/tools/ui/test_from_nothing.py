@@ -3,17 +3,22 @@ its queue and real runs."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
+from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.conftest import Served, until
 from tests.html_browser import Browser
 
 pytestmark = pytest.mark.slow
 
-MOST_CLICKS = {"character": 12, "edit": 14}
+NAME = "my_character"
+"""Of a dataset that the first page makes, and of its training."""
+
+MOST_CLICKS = {"character": 10, "edit": 13}
 """From an empty folder to a LoRA that is downloaded, choosing files included."""
 
 
@@ -71,11 +76,7 @@ def test_a_character_is_made_from_nothing(
     )
 
     click = Clicks(browser)
-    click(".empty .main")
-    browser.wait_for("document.activeElement?.name == 'name'")
-    click.type("[name=name]", "pipo")
-    click("form.new .main")
-    browser.wait_for("document.querySelectorAll('.goods figure svg').length == 3")
+    browser.wait_for("document.querySelectorAll('.shown img').length == 10")
     images = drawn(tmp_path / "sent")
     (broken := tmp_path / "sent" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no")
     browser.run(
@@ -96,23 +97,29 @@ def test_a_character_is_made_from_nothing(
     click("[value=add]")
     click("main form .main")
     seen(browser, "all captioned")
-    folder = served.folder / "datasets" / "pipo"
+    folder = served.folder / "datasets" / "my_character"
     assert sorted(path.name for path in folder.glob("*.png")) == [
         path.name for path in images
     ]
     assert {path.read_text().strip() for path in folder.glob("*.txt")} == {"pipo"}
     click(".head [action$='/lint'] button")
-    browser.wait_for("document.querySelector('.path .now')?.textContent == '4Job'", 90)
+    browser.wait_for(
+        "document.querySelector('.path .now')?.textContent == '4Settings'", 90
+    )
 
     click(".head .main")
-    assert browser.run("return document.getElementById('f-name').value") == "pipo"
+    assert (
+        browser.run("return document.getElementById('f-name').value") == "my_character"
+    )
     click("[name=effort][value=quick]")
     seen(browser, "Ready to start", 90)
     assert browser.text(".sentence") == "14 images, 60 steps."
     assert browser.run("return document.querySelectorAll('.filmstrip img').length") > 9
     click("[value=start]")
 
-    browser.wait_for("location.pathname == '/runs/pipo'", 60)  # Start leads to the run
+    browser.wait_for(
+        "location.pathname == '/runs/my_character'", 60
+    )  # Start leads to the run
     browser.wait_for("document.getElementById('step')", 60)
     browser.run("window.isSame = true")
     browser.wait_for("document.getElementById('step').max >= 1", 90)
@@ -129,14 +136,75 @@ def test_a_character_is_made_from_nothing(
     browser.wait_for("document.querySelector('.head .main')")
     browser.click(".head .main")
     browser.wait_for("location.pathname.startsWith('/queue/')")
-    browser.wait_for("location.pathname == '/runs/pipo'", 60)  # and so does Resume
+    browser.wait_for(
+        "location.pathname == '/runs/my_character'", 60
+    )  # and so does Resume
     browser.wait_for("document.querySelector('#state .finished')", 120)
     assert "60 steps" in browser.text("#state")
     click("#download")
     assert click.count <= MOST_CLICKS["character"]
-    made = (served.folder / "output" / "pipo" / "pipo.safetensors").read_bytes()
-    until((loaded / "pipo.safetensors").exists)
-    assert (loaded / "pipo.safetensors").read_bytes() == made
+    made = (served.folder / "output" / NAME / f"{NAME}.safetensors").read_bytes()
+    until((loaded / f"{NAME}.safetensors").exists)
+    assert (loaded / f"{NAME}.safetensors").read_bytes() == made
     browser.click("#more > summary")
     assert "step 60 of 60" in browser.text("#tail") and "resum" in browser.text("#tail")
     assert browser.errors() == [] and browser.requests_elsewhere() == []
+
+
+THIRSTY = """
+import torch
+from toolkit.train.run import Callback
+
+
+class Thirsty(Callback):
+    '''A GPU that is too small for the model as it is.'''
+
+    def after_step(self, run):
+        if run.state.step == 3 and "offload" not in (run.folder / "config.yaml").read_text():
+            def backward(self, *args, **kwargs):
+                raise torch.OutOfMemoryError("out of memory")
+            torch.Tensor.backward = backward
+"""
+
+
+def test_a_training_that_lacked_memory_goes_on_by_one_click(
+    browser: Browser,
+    ui: Ui,
+    run_py,
+    write_job,
+    trainer,
+    write_extension,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    init = """
+    from toolkit.extension import Extension
+
+    class Thirsty(Extension):
+        uid = "thirsty"
+        name = "Runs out of memory"
+        callback = ".callback:Thirsty"
+
+    AI_TOOLKIT_EXTENSIONS = [Thirsty]
+    """
+    package = write_extension("thirsty", init, callback=THIRSTY)
+    monkeypatch.setenv("EXTENSIONS_PATH", str(package.parent))
+    drawn(ui.datasets / "owl", 4)
+    section = trainer(
+        "datasets/owl",
+        train={"steps": 6},
+        save={"dtype": "float32", "save_every": 2},
+        callbacks=["thirsty"],
+    )
+    assert run_py(write_job(section, name="owl")).returncode != 0
+    page = Served(ui.output.parent)
+    try:
+        browser.open(f"{page.address}/runs/owl")
+        assert "The memory was not enough at step 3." in browser.text(
+            "#state + .notice"
+        )
+        browser.click(".head .main")
+        browser.wait_for("document.querySelector('#state .finished')", 180)
+        assert "it needs less memory." in browser.text("main")
+        assert "6 steps" in browser.text("#state")
+    finally:
+        page.stop(signal.SIGKILL)

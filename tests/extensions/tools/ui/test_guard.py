@@ -381,13 +381,13 @@ def test_the_printed_address_opens_the_page_and_a_bookmark_stays(
         browser.open(f"{first.address}/system")
         assert "new one at each start" in browser.text()
         browser.open(printed(first))
-        browser.wait_for("document.title.startsWith('Runs')")
+        browser.wait_for("document.title.startsWith('Trainings')")
         assert browser.run("return location.search") == "", "it leaves the history"
         log.unlink()
         second = Served(ui.output.parent, makes_token=True)
         try:
             browser.open(printed(second))
-            browser.wait_for("document.title.startsWith('Runs')")
+            browser.wait_for("document.title.startsWith('Trainings')")
             browser.open(f"{first.address}/system")  # a bookmark
             browser.wait_for("document.title.startsWith('System')")
         finally:

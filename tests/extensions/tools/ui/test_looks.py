@@ -83,12 +83,16 @@ def test_there_is_one_accent_and_the_icon_has_it() -> None:
     assert {name for name, found in literal.items() if found} == set()
 
 
-def test_there_are_five_sizes_of_text() -> None:
+def test_there_are_five_sizes_of_text_and_two_radii() -> None:
     known = re.findall(r"--s\d: \d+px", (PAGES / "tokens.css").read_text("utf-8"))
     assert len(known) == 5
-    names = ("ui", "looks", "after", "queue")
-    sheets = [HERE / "static" / f"{name}.css" for name in names]
-    sheets += [PAGES / "page.css", PAGES / "run.css"]
+    sheets = [*(HERE / "static").glob("*.css"), PAGES / "page.css", PAGES / "run.css"]
+    radii = {
+        radius
+        for path in sheets
+        for radius in re.findall(r"border-radius: ([^;]*)", path.read_text("utf-8"))
+    }
+    assert radii == {"var(--round)", "var(--round-small)", "50%", "0"}
     sizes = {
         size
         for path in sheets
@@ -190,7 +194,7 @@ def test_it_is_looked_at_once_for_many_pages(
 
 
 def test_empty_lists_have_the_drawing(client: TestClient) -> None:
-    for page in ("/", "/queue", "/datasets"):
+    for page in ("/queue", "/datasets"):
         assert client.get(page).text.count('<svg viewBox="0 0 168 132"') == 1
 
 
@@ -217,7 +221,7 @@ def test_the_bar_hides_nothing_and_is_renewed_and_the_typeface_is_the_pages_own(
         return !place.width || place.right > innerWidth || place.bottom > innerHeight;
     }).map(part => part.className + JSON.stringify(part.getBoundingClientRect()))"""
     for width in (1200, 390):
-        browser.open(f"{address}/", width, 500)
+        browser.open(f"{address}/", width, 600)
         # its style is there
         browser.wait_for(
             "getComputedStyle(document.querySelector('.machine')).position == 'fixed'"
@@ -230,6 +234,8 @@ def test_the_bar_hides_nothing_and_is_renewed_and_the_typeface_is_the_pages_own(
     browser.wait_for(
         "document.querySelector('.machine .queue').textContent.includes('5 waiting')"
     )
+    manifest = browser.command("Page.getAppManifest")
+    assert manifest["errors"] == [] and '"standalone"' in manifest["data"]
     loaded = "document.fonts.ready.then(() => [...document.fonts].some(font => font.status === 'loaded'))"
     assert browser.run(f"return {loaded}")
     # Of numbers alone: Inter also widens the hyphens of names and dates.

@@ -4,6 +4,7 @@ on."""
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from extensions.tools.ui.queue import RUNNING, Queue
 from extensions.tools.ui.state import Ui
+from tests.extensions.tools.ui.conftest import TOKEN, Served
 from tests.html_browser import Browser
 from toolkit.files.now import Now
 from toolkit.files.run_files import utc_now
@@ -97,3 +99,51 @@ def goes_on(browser: Browser, place: str, width: int, running: Path) -> None:
         "const b = document.querySelector('.doing').getBoundingClientRect(); return [b.left, b.right, b.top]"
     )
     assert box[0] >= 0 and box[1] <= width and box[2] < 900, box
+
+
+def test_a_page_that_loses_its_server_or_its_login_says_so(
+    browser: Browser, ui: Ui, running: Path
+) -> None:
+    says(running, Now("step", 120, 300, share=0.4), step=120, steps=300)
+    page = Served(ui.output.parent, token=TOKEN)
+    said = "document.getElementById('lost').textContent"
+    grey = "getComputedStyle(document.querySelector('.doing progress')).filter"
+    try:
+        browser.open(f"{page.address}/?token={TOKEN}")
+        for place in ("/runs/one", "/", "/queue"):
+            browser.open(page.address + place)
+            assert browser.run(f"return {grey}") == "none", place
+            page.stop(signal.SIGKILL)
+            browser.run("const now = Date.now; Date.now = () => now() + 11_000")
+            browser.wait_for(f"/has not answered since \\d/.test({said})")
+            assert browser.run(f"return {grey}") == "grayscale(1)", place
+            page.start()
+            browser.wait_for(f"{said} === ''")
+            assert browser.run(f"return {grey}") == "none", "the same token"
+            browser.command("Network.clearBrowserCookies")
+            browser.wait_for(f"{said}.endsWith('Log in again')")
+            assert browser.run(f"return {grey}") == "grayscale(1)", place
+            # as in the tab that the link opens
+            browser.run(f"return fetch('/?token={TOKEN}').then(() => 1)")
+            browser.wait_for(f"{said} === ''")
+    finally:
+        page.stop(signal.SIGKILL)
+
+
+def test_the_end_is_told_by_the_title_and_to_whoever_allows_it(
+    browser: Browser, address: str, ui: Ui
+) -> None:
+    folder = ui.output / "one"
+    with run_lock(folder):
+        says(folder, Now("step", 299, 300, share=0.99), step=299, steps=300)
+        browser.open(f"{address}/runs/one")
+        browser.wait_for("document.title.startsWith('one')")
+        assert browser.run("return document.getElementById('notify').checkVisibility()")
+        # as of a person who has allowed it: what is shown outlives the page
+        browser.run(
+            "window.Notification = class { static permission = 'granted';"
+            "constructor(text) { sessionStorage.told = text; } }"
+        )
+    says(folder, Now("step", 300, 300, share=1.0), step=300, status="finished")
+    browser.wait_for("document.title.startsWith('✓ one')")
+    assert browser.run("return sessionStorage.told") == "one: ready"

@@ -14,7 +14,7 @@ from extensions.tools.ui.datasets import keep_view, open_dataset, read_dataset
 from extensions.tools.ui.state import Ui
 from toolkit.files.writing import write_json
 
-STEPS = ["Images", "Captions", "Check", "Job", "Run", "Use"]
+STEPS = ["Images", "Captions", "Check", "Settings", "Training", "Use"]
 
 
 def steps(client: TestClient, address: str) -> tuple[list[str], str, dict[str, str]]:
@@ -53,11 +53,11 @@ def test_a_dataset_shows_what_is_done_and_the_next_step(
     found = {"state": read_dataset(ui, mira.name).state, "images": 2, "findings": []}
     write_json(ui.own / "lint" / f"{mira.name}.json", found)
     done, now, links = steps(client, here)
-    assert (done, now) == (STEPS[:3], "Job")
+    assert (done, now) == (STEPS[:3], "Settings")
     for title in STEPS:
         assert client.get(links[title]).status_code == 200, title
     assert "<details open><summary>Check" in client.get(links["Check"]).text
-    assert links["Run"] == "/?q=mi_ra", "as a new job of it is named"
+    assert links["Training"] == "/?q=mi_ra", "as a new job of it is named"
     (mira / "b.txt").write_text("another text")
     assert steps(client, here)[:2] == (["Images", "Captions"], "Check"), "it is old"
 
@@ -75,9 +75,9 @@ def test_the_form_knows_the_dataset_of_its_folder(
     client: TestClient, mira: Path
 ) -> None:
     Image.new("RGB", (64, 64)).save(mira / "a.png")
-    assert steps(client, "/new")[:2] == ([], "Job")
+    assert steps(client, "/new")[:2] == ([], "Settings")
     done, now, links = steps(client, "/new?dataset=20_mi+ra")
-    assert (done, now) == (["Images"], "Job")
+    assert (done, now) == (["Images"], "Settings")
     assert links["Images"] == "/datasets/20_mi%20ra"
 
 
@@ -85,8 +85,8 @@ def test_the_form_knows_the_dataset_of_its_folder(
     ("status", "folder", "now", "images"),
     [
         ("finished", "{sets}/20_mi ra", "Use", "/datasets/20_mi%20ra"),
-        ("stopped", "{sets}/20_mi ra/sub", "Run", "/datasets/20_mi%20ra"),
-        ("failed", "/elsewhere", "Run", "/datasets"),
+        ("stopped", "{sets}/20_mi ra/sub", "Training", "/datasets/20_mi%20ra"),
+        ("failed", "/elsewhere", "Training", "/datasets"),
         ("finished", "{sets}/../x", "Use", "/datasets"),
         ("finished", "{sets}", "Use", "/datasets"),
         ("finished", "{sets}/.trash", "Use", "/datasets"),
@@ -111,8 +111,8 @@ def test_a_run_leads_back_to_its_dataset(
     )
     done, present, links = steps(client, "/runs/one")
     assert present == now and links["Images"] == images
-    assert "Check" not in done and "Job" in done
-    assert client.get(links["Job"]).status_code == 200
+    assert "Check" not in done and "Settings" in done
+    assert client.get(links["Settings"]).status_code == 200
     write_json(ui.own / "lint" / f"{mira.name}.json", {})
     assert ("Check" in steps(client, "/runs/one")[0]) == (images != "/datasets")
 
@@ -142,8 +142,8 @@ def test_a_job_or_a_run_of_a_dataset_ticks_its_step(
         ("20_mi ra", False),
     ):
         other.write_text(text.format(folder))
-        assert ("Job" in steps(client, here)[0]) == is_its, folder
+        assert ("Settings" in steps(client, here)[0]) == is_its, folder
     other.write_bytes(b"\xff")
-    assert "Job" not in steps(client, here)[0]
+    assert "Settings" not in steps(client, here)[0]
     make_run("mi_ra")
-    assert "Job" in steps(client, here)[0]
+    assert "Settings" in steps(client, here)[0]

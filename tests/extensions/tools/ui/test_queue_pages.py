@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from extensions.tools.ui import queue as module
@@ -243,7 +245,11 @@ def test_the_machine_is_told_and_no_secret(client, ui, monkeypatch, write_extens
         "EXTENSIONS_PATH", str(write_extension("torn", "import no_such_module").parent)
     )
     ui.token = "a-long-secret-token"
-    page = client.get("/system", headers={"authorization": f"Bearer {ui.token}"}).text
+    authorized = {"authorization": f"Bearer {ui.token}"}
+    monkeypatch.delenv("APP_AUTH", raising=False)
+    assert "made at this start" in client.get("/system", headers=authorized).text
+    monkeypatch.setenv("APP_AUTH", ui.token)
+    page = client.get("/system", headers=authorized).text
     for text in (
         "me.example",
         "torch",
@@ -388,3 +394,60 @@ def test_the_images_that_a_tool_has_written_are_on_the_page(
     ):
         assert client.get(f"/queue/{tool}/images/{place}").status_code == status
     assert client.get("/queue/000099/images/0").status_code == 404
+
+
+@pytest.fixture
+def job(ui: Ui) -> Path:
+    """A job of a dataset of three images."""
+    (ui.datasets / "owl").mkdir(parents=True)
+    for name in "abc":
+        Image.new("RGB", (64, 48)).save(ui.datasets / "owl" / f"{name}.png")
+    path = ui.jobs / "owl.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        "job: extension\nconfig:\n  name: owl\n  process:\n  - type: sd_trainer\n"
+        f"    datasets:\n    - folder_path: {ui.datasets / 'owl'}\n    train: {{steps: 240}}\n"
+    )
+    return path
+
+
+def test_an_entry_has_pictures_and_a_sentence_instead_of_its_command(
+    ui, client, queue, job
+):
+    queue.add([str(job)], "owl")
+    samples = made_run(ui, "fox", status="finished") / "samples"
+    samples.mkdir()
+    for step in (0, 10):
+        Image.new("RGB", (32, 24)).save(samples / f"{step:09d}_0.png")
+    words = ["generate", "--prompt=a <fox>", "--output=output/fox/tried"]
+    tried = queue.add(words, "Try it: fox")
+    page = client.get("/queue").text
+    owl, fox = re.findall(r'(?s)<li class="card entry">.*?</li>', page)
+    assert "Training, 240 steps with the images of owl." in owl
+    assert re.findall(r"/thumbs/(\w)", owl) == ["a", "b"]
+    assert "Images of “a &lt;fox&gt;”." in fox and 'href="/runs/fox"' in fox
+    assert re.findall(r"fox/samples/(\d+)_0", fox) == ["000000000", "000000010"]
+    assert "--output" not in page and "owl.yaml" not in page
+    log = client.get(f"/queue/{tried.id}/log").text
+    assert "generate '--prompt=a <fox>' --output=output/fox/tried" in log
+
+
+def test_the_path_and_the_images_are_there_from_the_click_on(ui, client, queue, job):
+    entry = queue.add([str(job)], "owl")
+    page = client.get(f"/queue/{entry.id}").text
+    assert "Begins in a moment" in page and page.count("/datasets/owl/thumbs/") == 3
+    assert re.search(
+        r'(?s)<nav class="path".*?<li class="now"><a[^>]*>.*?Training</a>', page
+    )
+    assert re.findall(r'<li class="(?:now|done)"><i', page) == []
+    # its folder is there before the copy of its job
+    run = made_run(ui, "owl", status="running", step=None, now={"phase": "reading"})
+    queue.save(entry, state=RUNNING, runs=(str(run),), attempts=1)
+    queue.log(entry.id).write_text("waiting for the extension x. run.py --without x\n")
+    with (queue.folder / "runner.lock").open("a") as file:
+        assert module.try_lock(file)
+        assert "--without" not in client.get(f"/queue/{entry.id}").text
+    with run_lock(run):
+        page = client.get("/runs/owl").text
+    assert page.count("/datasets/owl/thumbs/") == 3
+    assert 'href="/datasets/owl"' in page

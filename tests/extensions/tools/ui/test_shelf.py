@@ -130,9 +130,12 @@ def test_nothing_that_runs_or_is_needed_is_touched(
     with pytest.raises(UserError, match="try in the queue needs it"):
         shelf.delete(own, "runs", "cat")
     queue.remove(queue.entries()[0].id)
-    queue.add([str(own.jobs / "cat.yaml")], "cat")
-    with pytest.raises(UserError, match="cat in the queue needs it"):
-        shelf.rename(own, "runs", "cat", "other")
+    for name in ("cat.yaml", "cat"):
+        queue.add([str(own.jobs / name)], "cat")
+        for kind in ("runs", "jobs"):
+            with pytest.raises(UserError, match="cat in the queue needs it"):
+                shelf.rename(own, kind, "cat", "other")
+        queue.remove(queue.entries()[0].id)
 
 
 def test_names_that_cannot_be_are_refused(
@@ -141,12 +144,23 @@ def test_names_that_cannot_be_are_refused(
     make_all(own, make_run)
     before = snapshot(own.runs.parent)
     for kind in ("runs", "datasets", "jobs"):
-        for new in ("", "..", "a/b", ".hidden", "cat", "x" * 5000, "tom.yaml"):
+        for new in (
+            "",
+            "..",
+            "a/b",
+            ".hidden",
+            "cat",
+            "x" * 5000,
+            "tom.yaml",
+            "tom.yaml.bak",
+        ):
             with pytest.raises(UserError):
                 shelf.rename(own, kind, "cat", new)
             if new != "cat" or kind != "runs":
                 with pytest.raises(UserError):
                     shelf.clone(own, kind, "cat", new)
+        with pytest.raises(UserError, match=r"is the name of a file. Write 'tom'"):
+            shelf.rename(own, kind, "cat", "tom.yaml.bak")
     assert snapshot(own.runs.parent) == before
 
 
@@ -211,7 +225,10 @@ def test_a_job_whose_secret_is_lost_is_cloned_once_it_names_a_variable(
     whole = saved.read_text()
     saved.write_text(f"{whole}meta: {{hf_token: <redacted>}}\n")
     line = len(saved.read_text().splitlines())
-    with pytest.raises(UserError, match=rf"config\.yaml:{line}: .* Write \$\{{NAME\}}"):
+    with pytest.raises(
+        UserError,
+        match=rf"config\.yaml:{line}: a secret of the job stood here, .* Write \$\{{NAME\}}",
+    ):
         shelf.clone(own, "runs", "cat", "dog")
     saved.write_text(f"{whole}meta: {{hf_token: ${{NAME}}}}\n")
     copy = shelf.clone(own, "runs", "cat", "dog").read_text()
@@ -227,7 +244,10 @@ def test_a_name_that_cannot_be_edited_alone_is_refused_until_it_is_by_hand(
         f"config:\n  name: dog\n  process: [{{a: &a {own.datasets}/cat, b: *a}}]\n"
     )
     before = snapshot(own.runs.parent)
-    with pytest.raises(UserError, match=r"dog\.yaml: config\.process\.0\.a cannot"):
+    with pytest.raises(
+        UserError,
+        match=r"dog\.yaml: config\.process\.0\.a cannot be changed without another value",
+    ):
         shelf.rename(own, "datasets", "cat", "tom")
     assert snapshot(own.runs.parent) == before
     job.write_text(job.read_text().replace("datasets/cat", "datasets/tom"))

@@ -212,8 +212,15 @@ For all others a lock of the file system decides, as between two pages."""
 
 ALIKE = {
     *(f"/runs/{{run}}/{name}" for name in ("try", "compare")),
-    *(f"/runs/{{id}}/{name}" for name in ("resume", "control", "longer")),
-    *("/queue/start", "/tools/{uid}", "/system/prune", "/system/price", "/theme"),
+    *(f"/runs/{{id}}/{name}" for name in ("resume", "control", "longer", "less")),
+    *(
+        "/start",
+        "/queue/start",
+        "/tools/{uid}",
+        "/system/prune",
+        "/system/price",
+        "/theme",
+    ),
     *("/trash/{kind}/{entry}", "/datasets/{d}/files"),
 }
 """Routes that add an entry to the queue as `/datasets/{d}/captioning` does, or set one

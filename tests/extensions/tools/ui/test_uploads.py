@@ -223,7 +223,11 @@ def test_what_is_not_taken_says_why_and_leaves_nothing(
         ),
         ("a.mp4", b"", "is a video. Take single frames as PNG"),
         ("a.CR2", b"", "is a camera's raw file. Export it as PNG or JPEG"),
-        ("a.exe", b"MZ", "is none of"),
+        (
+            "a.gif",
+            b"GIF89a",
+            "cannot be trained on: .gif. Save an image as PNG, a caption as .txt",
+        ),
         ("nul.txt", b"a\0b", "zero byte"),
         ("latin.txt", "é".encode("latin-1"), "not UTF-8"),
         ("long.txt", b"x" * 100_001, "100 kB"),
@@ -325,10 +329,12 @@ def test_a_form_without_script_takes_several_files(page: TestClient, ui: Ui) -> 
         ("file", ("a.png", red)),
         ("file", ("bad.png", b"x")),
     ]
+    left_out = ("Thumbs.db", ".DS_Store", "._a.png")
     sent += [
         ("file", ("cut.zip", b"PK")),
         ("file", ("all.zip", zipped({"z.txt": b"z"}))),
         ("file", ("x/b.png", red)),
+        *(("file", (name, b"x")) for name in left_out),
     ]
     answer = page.post("/datasets/d/files", files=sent, headers={"accept": "text/html"})
     assert answer.status_code == 422
@@ -339,6 +345,7 @@ def test_a_form_without_script_takes_several_files(page: TestClient, ui: Ui) -> 
         "its name is hidden, or holds",
     ):
         assert said in answer.text
+    assert not any(f"<strong>{name}</strong>" in answer.text for name in left_out)
     assert files(ui)["z.txt"] == b"z"
     assert files(ui)["a-2.txt"] == b"red one" and files(ui)["a-2.png"] == red
 

@@ -17,7 +17,9 @@ from starlette.testclient import TestClient
 
 from extensions.tools.shared.feed import log_since
 from extensions.tools.shared.html_page import PAGES, texts
+from extensions.tools.ui.queue import Queue, planned
 from extensions.tools.ui.state import HERE, Ui
+from extensions.tools.ui.views.queue import queue_of
 from toolkit.files.now import Now
 from toolkit.train.lock import run_lock
 
@@ -483,6 +485,33 @@ def test_settings_that_differ_are_shown(
     assert client.get("/compare?" + "&".join(["run=one"] * 7)).status_code == 400
 
 
+def test_each_picture_of_a_comparison_stands_beside_its_own_prompt(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    for name, prompts in (("one", ["owl", "cat"]), ("two", ["cat", "a drawing"])):
+        events = make_run(name) / "events.jsonl"
+        rows = [json.loads(line) for line in events.read_text().splitlines()]
+        events.write_text(
+            "".join(f"{json.dumps(row | {'prompts': prompts})}\n" for row in rows)
+        )
+    text = client.get("/compare?run=one&run=two").text
+    rows = re.findall(r'(?s)<tr><th class="prompt">(.*?)</th>(.*?)</tr>', text)
+    assert [
+        (
+            prompt,
+            re.findall(r"(?s)(one|two)/samples/\w+_(\d)\.png\?.*?alt=\"(.*?)\"", cells),
+        )
+        for prompt, cells in rows[1:]
+    ] == [
+        ("cat", [("one", "1", "one: cat"), ("two", "0", "two: cat")]),
+        (
+            "Each with its own prompt",
+            [("one", "0", "one: owl"), ("two", "1", "two: a drawing")],
+        ),
+    ]
+    assert re.findall(r'<p class="faint">(.*?)</p>', rows[2][1]) == ["owl", "a drawing"]
+
+
 def test_the_report_is_a_file_to_keep(
     client: TestClient, make_run: Callable[..., Path]
 ) -> None:
@@ -580,3 +609,22 @@ def test_samples_of_no_training_are_called_the_model_alone(
         assert (alone in page) is is_alone, query
         links = re.findall(r'href="/runs/one\?step=(\d+)#samples"', page)
         assert links == ["0", "10"]
+
+
+def test_the_first_page_shows_what_the_program_makes_and_starts_the_mascots(
+    client: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Queue, "start_runner", lambda queue: None)
+    page = client.get("/").text
+    assert "Teach an image model your character." in page
+    places = re.findall(r'<img src="(/static/mascot[^"]+)"', page)
+    assert len(places) == 10
+    assert {client.get(place).status_code for place in places} == {200}
+    answer = client.post("/start", follow_redirects=False)
+    [entry] = queue_of(ui).entries()
+    assert answer.headers["location"] == f"/queue/{entry.id}"
+    folders = planned(entry.argv, entry.cwd)["folders"]
+    assert folders == [str(ui.output / "quickstart")]
+    (ui.output / "quickstart").mkdir()
+    again = client.post("/start", follow_redirects=False)
+    assert again.headers["location"] == "/runs/quickstart"

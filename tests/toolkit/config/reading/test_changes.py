@@ -68,6 +68,7 @@ def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pictures) -> L
         ("train.cuda_allow_tf32=true", "steps: 2", "cuda_allow_tf32: true\n        steps: 2"),
         ("trigger_word=a: b # c", "type: sd", "trigger_word: 'a: b # c'\n      type: sd"),
         ("sample.prompts=[a, 'b, c']", "type: sd", "sample: {prompts: [a, 'b, c']}\n      type: sd"),
+        ("network='{linear: 8}'", "type: sd", "network: {linear: 8}\n      type: sd"),
         ("name=otto", "name: maya", "name: otto"),
         ("meta.version=2", "job:", "meta: {version: 2}\njob:"),
     ],

@@ -155,6 +155,24 @@ def test_base_loras_as_people_write_them(
             "model.fp8_scaled: 'fp8_scaled' and 'qtype' mean the same",
         ),
         ("fp8_base: yes please", "model.fp8_base: write true or false."),
+        (
+            "quantized_products: int8",
+            "model.quantized_products: int8 takes weights with int8 codes, and these are not quantized. "
+            "Write 'quantize: true' and 'qtype: int8'.",
+        ),
+        (
+            "quantized_products: fp8, quantize: true, qtype: fp8_scaled",
+            "model.quantized_products: fp8 takes weights with float8 codes, and these are 'fp8_scaled'. "
+            "Write 'quantize: true' and 'qtype: float8'.",
+        ),
+        (
+            "quantized_products: int8, quantize: true, accuracy_recovery_adapter: auto",
+            "model.quantized_products: accuracy_recovery_adapter corrects the errors of weights alone. Leave one",
+        ),
+        (
+            "quantized_products: true, quantize: true",
+            "model.quantized_products: true: write 'int8' or 'fp8'.",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_at_its_place(faults, keys: str, message: str) -> None:

@@ -55,6 +55,7 @@ REMEDY = "Write one, or take .json out of caption_ext"
         ("a.json", b'{"high_level_description": "a cat", "x": {}}', "a cat", ""),
         ("a.txt", b'\n{"high_level_description": "a cat"}', "a cat", ""),
         ("a.txt", b'{"caption": ["one", "two"], "tags": "b"}', "one\ntwo", ""),
+        ("a.json", b'{"tags": ["1girl", "hat"]}', "1girl, hat", ""),
         ("a.txt", b'{"scene": "a park", "subjects": [{}]}', "", "JSON document, and"),
         ("a.txt", b"{}", "", "Write the sentence alone, or as its 'caption'"),
         ("a.txt", b'["one", "two"]', "one\ntwo", ""),

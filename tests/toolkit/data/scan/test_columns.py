@@ -109,7 +109,12 @@ def test_a_list_of_control_images_in_a_cell_is_a_list(
 
 
 @pytest.mark.parametrize(
-    "cell", ["in/0.png;out/0.png", "in/0.png, out/0.png", "[in/0.png | out/0.png]"]
+    "cell",
+    [
+        *("in/0.png;out/0.png", "in/0.png, out/0.png", "in/0.png and out/0.png"),
+        *("[in/0.png | out/0.png]", "['in/0.png' 'out/0.png']", "in/0.png\nout/0.png"),
+        *("{'0': 'in/0.png', '1': 'out/0.png'}", "[['in/0.png', 'out/0.png']]"),
+    ],
 )
 def test_a_list_of_other_signs_in_a_cell_is_said_to_be_one(
     data: Path, dataset, cell: str
@@ -119,7 +124,7 @@ def test_a_list_of_other_signs_in_a_cell_is_said_to_be_one(
     table.write_text(f'{head}out/0.png|red|"{cell}"\n', encoding="utf-8")
     (refused,) = read_table(str(table)).mistakes
     what, written = refused.message.split(". Write ")
-    assert what.startswith("has a list in one cell, 'in/0.png") or "'[in" in what
+    assert what.startswith("has a list in one cell, ")
     table.write_text(f"{head}out/0.png|red|{written}\n", encoding="utf-8")
     (sample,) = scan_datasets([dataset("", captions_file=str(table))], None).samples
     assert sample.control_images == (f"{data}/in/0.png", f"{data}/out/0.png")

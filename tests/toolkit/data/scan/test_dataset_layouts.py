@@ -19,7 +19,7 @@ CONTROLS = ("before", "source_image", "input_image", "reference")
 """Columns of `datasets`, by what they are."""
 
 REFUSED = {
-    "lists of images": "metadata.jsonl: its column 'file_names' names several images in a row. Write a row for each "
+    "lists of images": "metadata.jsonl: names several images in a row, in 'file_names'. Write a row for each "
     "image. (It is read because no image has a caption file; if it is not for them, move it away.)",
     "splits further down": ": holds no images (seen: 1 subfolder(s)). 'FOLDER/data/test', 'FOLDER/data/train' do: give "
     "FOLDER/data/train",

@@ -170,7 +170,7 @@ def test_a_name_that_nearly_gives_repeats_is_a_warning(warned) -> None:
         ),
         40,
     )
-    names |= {"char_40": 40, "my_char_15": 15, "char_100": 100}
+    names |= {"char_40": 40, "my_char_15": 15, "char_100": 100, "my char-x40": 40}
     names |= {"４０_char": 40, "2l-char": 21, "7. char": 7, "100 - char": 100}
     for name, number in names.items():
         files = [f"{name}/a.png"]
@@ -872,9 +872,12 @@ def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
             ["caption without an image: b.v2.txt"],
         ),
         (
-            "a.png a.txt b.png c.txt",
+            "a.png a.txt a.png.txt b.png c.txt",
             (".txt", ".txt"),
-            ["caption without an image: c.txt"],
+            [
+                "second caption of an image: a.png.txt",
+                "caption without an image: c.txt",
+            ],
         ),
         (
             "a.png a.txt a.caption b.caption b.png c.txt",

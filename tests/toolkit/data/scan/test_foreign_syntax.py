@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.toolkit.data.conftest import make_dataset, make_image
 from toolkit.data.scan.captions import prompt_warnings
 from toolkit.data.scan.folder import scan_datasets
-from toolkit.data.scan.foreign_syntax import lines_of, marks_in
+from toolkit.data.scan.foreign_syntax import SYNTAX, lines_of, marks_in
 
 FOREIGN = [
     ("a {red|blue} car in the rain", "choices", "{red|blue}"),
@@ -42,7 +42,7 @@ FOREIGN = [
 ]
 
 OF_MODELS = [
-    ("<think>\nThe user wants a caption.\n</think>\n\nA cat.", "thoughts and tokens", "<think>"),
+    ("<think>\nIt is asked for.\n</think>\n\nA cat.", "thoughts and tokens", "<think>"),
     ("A cat on a mat.<|im_end|>", "thoughts and tokens", "<|im_end|>"),
     ("<caption>A cat</caption>", "thoughts and tokens", "<caption>"),
     ("[INST] describe [/INST] a cat", "thoughts and tokens", "[INST]"),
@@ -51,6 +51,14 @@ OF_MODELS = [
     ("As an AI language model, I see a cat", "refusals", "As an AI"),
     ("Sorry, I cannot describe people.", "refusals", "Sorry,"),
     ("I cannot identify the person", "refusals", "I cannot"),
+    ("◁think▷hm◁/think▷ a cat", "thoughts and tokens", "◁think▷"),
+    ("Ich kann dieses Bild nicht beschreiben.", "refusals", "Ich kann dieses"),
+    ("很抱歉，我无法描述这张图片。", "refusals", "很抱歉"),
+    ("A cat. Would you like a longer caption?", "introductions and offers", "Would you like a longer caption"),
+    ("USER: describe it. ASSISTANT: a cat", "introductions and offers", "USER:"),
+    ("The user wants a caption. So: a cat", "introductions and offers", "The user wants"),
+    ("Final answer: a cat", "introductions and offers", "Final answer:"),
+    ("`a cat`", "Markdown", "`a cat`"),
     ("Here is a caption for the image: a cat", "introductions and offers", "Here is a caption"),
     ("Sure! A cat on a mat", "introductions and offers", "Sure!"),
     ("Here's your prompt:\na cat", "introductions and offers", "Here's your prompt"),
@@ -66,10 +74,29 @@ OF_MODELS = [
     ("- a cat\n- a mat", "Markdown", "- a cat\n- "),
 ]  # fmt: skip
 
+SPELLINGS = [
+    "a [red|blue] and [[x]] cat", "((a))", "<lyco:a>", "steps: 2\nSteps: 2, CFG scale: 3",
+    "i am unable to", "I'm not able to", "I am afraid", "I apologise", "I do not see", "I don’t", "I won't",
+    "As a large language model", "Unfortunately, I cannot", "Please upload it", "No picture was given", "[Your caption",
+    "EXCEPTION: x", "fatal code", "Error 404", "null", "NaN", "undefined", "N/A", "CUDA out of memory",
+    "rate limit reached", "internal server error", "Bad Gateway", "service unavailable", "Too many requests",
+    "timed out",
+    *("Certainly:", "Of course.", "Absolutely!", "Okay,", "Alright.", "Great:", "Understood."),
+    *("Below is a description", "This is the caption", "Tags:", "Short description: x", "Title :", "**Answer**:"),
+    *("Describe the photo", "I hope this helps", "would you like me to", "feel free to ask", "the image you shared"),
+    *("here are some tags for", "note: this description", "assistant:", "Output:", "prompt:"),
+    *("Human: x", "the user asked", "We need to write", "Would you like a long caption", "Final answer:"),
+    *("Es tut mir leid", "Ich kann dieses", "Je suis désolé", "Je ne peux pas", "Lo siento", "No puedo"),
+    *("非常抱歉", "对不起", "作为一个ai", "我无法", "申し訳", "◁think▷", "~~~", "`a cat`"),
+    *("lyco:a:.5", "(hypernet:a:1)"),
+    *("> quoted", "***", "-*-", "*-*", "* a\n* b", "• a\n• b", "1. a\n2. b", "[/INST]", "<end_of_turn>"),
+]  # fmt: skip
+
 PLAIN = [
     "I love cats, a sign that says Sorry we are closed, an error message on a screen",
     "none of the cats, a null sign, a man sure of himself, okay sign",
     "here is where the cat sits. This is a photo of a cat",
+    "I love you written in the sand, no puedoso, a `quoted` word, users: many, answering: none",
     "a cat - on a mat - at night, #1 fan, a 2 * 3 grid, 5 ** 2, prompt service",
     "image of a caption: in the clouds, the title Tags: is seen",
     "1. a cat, a dog\n- smiling",
@@ -94,6 +121,15 @@ def test_instructions_of_other_programs_are_found() -> None:
         assert (marks.syntax.name, marks.first, marks.texts) == (kind, first, (1,))
         (line,) = lines_of(text)
         assert line.startswith(repr(first)) and line.endswith(marks.syntax.remedy)
+
+
+def test_the_signs_of_a_pattern_are_in_all_that_it_finds() -> None:
+    texts = [*SPELLINGS, *(text for text, *_ in FOREIGN + OF_MODELS)]
+    for text in (*texts, *map(str.upper, texts)):
+        kinds = [each.name for each in SYNTAX if each.pattern.search(text)]
+        assert [marks.syntax.name for marks in marks_in([text])] == kinds, text
+    found = {text for text in SPELLINGS if marks_in([text])}
+    assert found == {*SPELLINGS}
 
 
 def test_what_looks_like_them_and_is_text_is_not() -> None:

@@ -183,7 +183,7 @@ def test_texts_of_which_none_is_the_caption_are_refused_as_in_a_csv(
     tmp_path: Path, image
 ) -> None:
     rows = [{"image": of_hub("red"), "en_caption": "a cat", "width": 64}]
-    says = "no column is known as the caption, of en_caption. Fill in 'columns: {prompt: ...}'"
+    says = "has no column that is known as the caption, of en_caption. Fill in 'columns: {prompt: ...}'"
     with pytest.raises(DataErrors, match=re.escape(says)):
         scan_datasets([section(write(tmp_path / "p.parquet", rows))], None)
     image(tmp_path / "set" / "x.png")

@@ -73,6 +73,11 @@ CASES: dict[str, tuple[Mapping[str, Any], dict[str, Any], str, dict[str, Any]]] 
     "two texts": (each("#.txt", "tags") | each("#.caption", str), {}, "For these give 'caption_ext: .caption'", {}),
     "captions in a folder": (each("captions/#.txt", str), {}, "Copy them beside the images ('cp ", {}),
     "captions in any folder below": (each("sub/#.caption", str), {}, "Copy them beside the images ('cp ", {}),
+    "captions three folders below": (each("sub/txt/en/#.txt", str), {}, "Copy them beside the images ('cp ", {}),
+    "captions in a folder of their kind": (each("../captions/txt/#.txt", str), {}, "Copy them beside the images (", {}),
+    "captions in folders like those of the images": (
+        each("../../captions/images/#.txt", str), {}, "Copy them beside the images ('cp ", {}
+    ),
     "captions beside": (each("../captions/#.txt", str), {}, "Copy them beside the images ('cp ", {}),
     "captions in a table above": (
         {"../metadata.jsonl": re.sub('"([01].png)', r'"images/\1', table(text="CAPTION"))}, {},
@@ -156,12 +161,12 @@ def answers(folder: Path, keys: Mapping[str, Any]) -> tuple[list[str], list[str]
 @pytest.mark.parametrize("name", CASES)
 def test_what_the_scan_tells_to_write_works(tmp_path: Path, name: str) -> None:
     files, keys, said, filled = CASES[name]
-    folder = tmp_path / "images"
+    folder = tmp_path / "set" / "images"
     for at, image in enumerate(IMAGES):
         make_image(folder / image, colour=f"#{at}000ff")
-        make_image(tmp_path / "before" / image, colour=f"#{at}00000")
+        make_image(folder.parent / "before" / image, colour=f"#{at}00000")
     for file, content in files.items():
-        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(content)
     before, _ = answers(folder, keys)
     message = "\n".join(line for line in before if said in line)
@@ -220,7 +225,7 @@ def test_captions_elsewhere_are_no_error_where_the_job_says_what_is_meant(
     [
         ("labels", "0 0.5 0.5 0.25 1e-05"),  # YOLO
         ("other", "few and far"),
-        ("captions/deeper", "a word"),
+        ("other/captions", "a word"),  # of another dataset
     ],
 )
 def test_other_texts_of_the_same_names_are_no_captions(
@@ -284,6 +289,10 @@ def test_captions_of_all_images_in_one_text_are_read(tmp_path: Path) -> None:
         lines = (f"{image}{between}{text}" for image, text in zip(IMAGES, TEXTS, strict=True))  # fmt: skip
         (tmp_path / "captions.txt").write_text("\n".join(lines))
         assert answers(tmp_path, {}) == ([], [*TEXTS]), between
+    for text in (dict(zip(IMAGES, TEXTS, strict=True)), table(text="CAPTION")):
+        text = text if isinstance(text, str) else json.dumps(text)
+        (tmp_path / "captions.txt").write_text(text)
+        assert answers(tmp_path, {}) == ([], [*TEXTS]), text
     (tmp_path / "captions.txt").write_text("0: a red house\n1: a blue boat")
     told, _ = answers(tmp_path, {})
     remedy = "a file for all images has the name of each, a tab, its caption"

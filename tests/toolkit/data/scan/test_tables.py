@@ -226,7 +226,7 @@ MISTAKES = {
     ),
     "a title of the caption that is not known": (
         "t.csv", "file_name,width,label text\na.png,64,a cat\n", {},
-        "...: no column is known as the caption, of label text. Fill in 'columns: {prompt: ...}', "
+        "...: it has no column that is known as the caption, of label text. Fill in 'columns: {prompt: ...}', "
         "or give 'columns: {ignore: label text}' where none is meant",
     ),
     "a broken JSON": ("t.json", '{"a.png": "one",}', {}, ":1: is not valid JSON: ..."),
@@ -300,6 +300,10 @@ PACKED = {
     "['a cat', 'a dog']": "has a list of 2 captions. Give 'captions: lines'",
     "('a cat',)": "a cat",
     "['a cat' 'a dog']": "is a JSON document, and is cut or damaged",
+    "{'a cat', 'a dog'}": "is a JSON document, and is cut or damaged",
+    '{caption: "a cat"}': "is a JSON document, and is cut or damaged",
+    'json {"caption": "a cat"}': "is a JSON document, and is cut or damaged",
+    "b'a cat'": "is a JSON document, and is cut or damaged",
     "array(['a cat'], dtype=object)": "is a JSON document, and is cut or damaged",
     '{"caption": "a man says "hi""}': "is a JSON document, and is cut or damaged",
     '[{"from": "gpt", "value": "a cat"}]': "and holds no 'caption' of text: the model is trained on sentences",
@@ -346,7 +350,7 @@ REFUSED_FORMS = {
     ),
     "LLaVA": (
         "t.json", [{"image": f"{n}.png", "conversations": TALK} for n in "ab"],
-        "of conversations, whose texts are packed in lists or objects",
+        "of conversations, whose texts are packed in lists or objects. Write the caption as 'caption', or",
     ),
     "texts in JSON": (
         "t.jsonl", '{"image": "a.png", "meta": "{\\"w\\": \\"a cat\\"}"}', "of meta, whose texts are packed",

@@ -105,11 +105,11 @@ def test_text_to_image_gets_what_its_pipeline_gives_it_of_a_long_prompt(
     ours_LD = model.encode_prompt(prompt, ())
     assert mask is None and ours_LD.shape == theirs_BLD.shape[1:] == (512, 64)
     assert relative(ours_LD, theirs_BLD[0]) < 1e-6
-    section = ModelConfig(name_or_path=str(member.folder))
     told = "705 text tokens, of which the model gets the first 512, as in its own pipeline. Shorten the text."
-    assert model.family.prompt_note(section, prompt) == told
-    assert model.family.prompt_note(section, words(507)) is None
+    assert model.family.prompt_note(member.folder, prompt) == told
+    assert model.family.prompt_note(member.folder, words(507)) is None
     assert len(model.encode_prompt(words(507), ())) == 512
+    section = ModelConfig(name_or_path=str(member.folder))
     assert model.family.prompt_error(section, words(5000), TARGET, []) is None
 
 

@@ -21,10 +21,11 @@ from starlette.testclient import TestClient
 from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import commands
+from extensions.tools.ui.commands import keys_of
 from extensions.tools.ui.datasets import keep_view, open_dataset
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui, linked
-from extensions.tools.ui.views.new import plain
+from extensions.tools.ui.views.new import NUMBERS, TEXTS, plain
 from tests.conftest import ROOT
 from tests.extensions.tools.ui.conftest import client_of, until
 from tests.html_browser import Browser
@@ -762,6 +763,12 @@ def test_a_job_is_made_and_corrected_in_a_browser(
     browser: Browser, address: str, ui: Ui
 ) -> None:
     browser.open(f"{address}/new")
+    keys = [key.name for key in keys_of({}, "sd_trainer")]
+    others = len({*keys} - {*TEXTS, *NUMBERS})
+    browser.click("details.keys > summary")
+    browser.wait_for(f"document.querySelectorAll('.key').length == {others}")
+    assert "draft=" not in browser.run("return location.search"), "it was only seen"
+    browser.click("details.keys > summary")
     typed(browser, "#f-folder", "datasets/40_photo")
     typed(browser, "#f-name", "zuzu")
     browser.wait_for(
@@ -802,7 +809,7 @@ def test_a_job_is_made_and_corrected_in_a_browser(
         "return document.getElementById('yaml').value"
     )
     browser.click("details.keys > summary")
-    browser.wait_for("document.querySelectorAll('.key').length > 200")
+    browser.wait_for(f"document.querySelectorAll('.key').length == {others}")
     typed(browser, "[name=wanted]", "caption_dropout_rate")
     browser.wait_for("document.querySelectorAll('.key').length < 5")
     typed(browser, ".key input", "0.5")
@@ -828,7 +835,12 @@ def at_fields(page: Page) -> dict[str, str]:
 def test_an_error_stands_at_its_field_in_its_words(client):
     for changes, field, words, listed in (
         ({FOLDER: ""}, "folder", "Choose a folder of images.", "Images: Choose"),
-        ({NAME: ""}, "name", "Give the run a name.", "Name: Give the run a name."),
+        (
+            {NAME: ""},
+            "name",
+            "Give the training a name.",
+            "Name: Give the training a name.",
+        ),
         ({MODEL: ""}, "model", "Choose a model.", "Model: Choose a model."),
         (
             {"key:datasets[].control_path": "none"},

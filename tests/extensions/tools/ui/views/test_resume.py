@@ -132,3 +132,38 @@ def test_a_file_that_cannot_be_used_is_told_and_the_copy_goes_on(
     assert told in said(client)
     copy = str(ui.output / "quickstart" / "config.yaml")
     assert resumed(client, queue) == (copy,)
+
+
+def test_a_run_without_memory_goes_on_with_the_first_key_that_saves_some(
+    client: TestClient, ui: Ui, queue: Queue, text: str
+) -> None:
+    """One sentence and one button; the key is in the saved job and in that of its name,
+    and the page says what it costs."""
+    run = ui.output / "quickstart"
+    named = ui.jobs / "quickstart.yaml"
+    named.write_text(text)
+    status = json.loads((run / "run.json").read_text())
+    error = "OutOfMemory: out of memory with cat.png. To save memory: all this"
+    failed = {"status": "failed", "error": error, "step": 1200}
+    (run / "run.json").write_text(json.dumps(status | failed))
+    page = client.get("/runs/quickstart").text
+    notice = re.search(r'(?s)class="notice failed".*?</div>', page)
+    assert notice and "The memory was not enough at step 1,200." in notice[0]
+    assert "cat.png" in notice[0].partition("<details")[2]
+    main = re.findall(r'(?s)action="([^"]+)"><button class="main"', page)
+    assert main == ["/runs/quickstart/less"]
+    answer = client.post(main[0])
+    assert answer.status_code == 303, answer.text
+    entry = queue.entry(answer.headers["location"].rpartition("/")[2])
+    # of gradient_checkpointing: auto the planner says that it saves nothing here
+    keys = ("--set=model.quantize=true", "--set=model.qtype=int8")
+    assert entry.argv == (str(run / "config.yaml"), *keys)
+    again = client.post(main[0])
+    assert again.status_code == 409 and "in the queue already" in again.text
+    for path in (named, run / "config.yaml"):
+        assert "qtype: int8" in path.read_text(), path
+    queue.save(entry, state=STOPPED, runs=(str(run),), attempts=3)
+    page = html.unescape(client.get("/runs/quickstart").text)
+    said = "With model.quantize: true, model.qtype: int8 it needs less memory. A step"
+    assert f"{said} takes about as long" in page
+    assert "this is start 3." in page

@@ -128,7 +128,7 @@ def test_fifty_runs_are_on_a_page_and_all_on_one_of_them(
     first = client.get("/?q=run_09").text
     assert (
         'href="/?page=2&amp;q=run_09"' in first
-        and "1 of 2, 100 runs" in first
+        and "1 of 2, 100 trainings" in first
         and 'rel="prev"' not in first
     )
     found = client.get("/", headers={"accept": "application/json"}).json()
