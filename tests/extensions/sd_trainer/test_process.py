@@ -20,7 +20,7 @@ from tests.extensions.sd_trainer.test_config import SEED_001
 from tests.running import lines, run_job, run_tool
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
-from toolkit.files.log import shown
+from toolkit.files.log import IN_LOG, shown
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import family_for
 from toolkit.models.loading import load_model
@@ -95,7 +95,7 @@ def test_the_published_job_runs_with_only_paths_and_sizes_changed(
     job = tmp_path / "my_char.yaml"
     job.write_text(short_job(), encoding="utf-8")
 
-    result = run_py(job)
+    result = run_py(job, "-v")
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), (
         result.stderr
     )
@@ -466,7 +466,8 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
         ).encode()
         return files, capsys.readouterr().out
 
-    whole, said = run()
+    whole, _ = run()
+    said = (tmp_path / "output" / "job" / "log.txt").read_text(encoding="utf-8")
     assert "3 x 2 x 2 flips + 2 x 1 = 14 samples per epoch" in said
     assert "masks: 3 of 3" in said and "regularisation images" in said
     latents = list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))
@@ -554,7 +555,9 @@ def test_an_optimizer_that_cannot_be_resumed_is_refused_before_the_model_is_read
     section["train"]["optimizer"] = "of_somebody.Doubled"
     with caplog.at_level("INFO"):
         run_job(write_job(section))
-    said = "\n".join(record.getMessage() for record in caplog.records)
+    said = "\n".join(
+        getattr(record, IN_LOG, record.getMessage()) for record in caplog.records
+    )
     assert "optimizer of_somebody.Doubled: 16 bytes of state per weight" in said
     assert (
         "of_somebody.Doubled: tried on weights of these shapes; its state is stored, and resumes with"
