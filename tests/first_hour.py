@@ -1224,7 +1224,6 @@ COMMANDS: dict[str, str] = {
     "job.yaml --plan": "Write: run.py JOB.yaml --dry-run",
     "--dry job.yaml": "Write: run.py JOB.yaml --dry-run",
     "--dryrun job.yaml": "Did you mean '--dry-run'?",
-    "--verbose job.yaml": "the output has one level. Leave the flag out.",
     "version": "Write: run.py --version",
     "list": "Write: run.py --help",
     "jbo.yaml": "Did you mean 'job.yaml'?",

@@ -132,8 +132,8 @@ def read_in(*tensors: Tensor) -> None:
             if error.errno not in (errno.EFAULT, errno.EIO, errno.ESTALE):
                 continue
         raise RunError(
-            f"{short(area.path)}: this file of the kept model was changed, or the disk no longer gives its bytes. Start "
-            "again: a damaged one is made again. If it happens again, set model.keep_quantized: false, or use a "
+            f"{short(area.path)}: this file of the kept model was changed, or the disk no longer gives its bytes. "
+            "Start again: a damaged one is made again. If it happens again, set model.keep_quantized: false, or use a "
             "training_folder on another disk."
         )
 
