@@ -374,7 +374,7 @@ class LargestBatch:
     references: int
     reference_pixels: int
     text_tokens: int
-    """Of one image."""
+    """Tokens of the text of one image."""
 
     encoder_tokens: int = 0
     """Further tokens that the text encoder has for the references of an image."""

@@ -87,7 +87,7 @@ def is_image(name: str) -> bool:
 
 
 LEFT_OUT = "|".join([r"\._.*", *map(re.escape, sorted(OF_FILE_MANAGERS))])
-"""Names of files of file managers, which are skipped without a word: a pattern of Python
+"""Names of files of file managers, which are skipped silently: a pattern of Python
 and of the page's script."""
 
 
