@@ -16,7 +16,10 @@ TO_Q = "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight"
 OF_21 = ["diffusion_model.transformer_blocks.1.img_mlp.gate_layer.lora_A.weight", TO_Q]
 FUSED_21 = ["lora_unet_transformer_blocks_1_img_mlp_gate_up.lora_down.weight"]
 OF_20B = ["lora_unet_transformer_blocks_12_img_mlp_net_0_proj.lora_down.weight", TO_Q]
-NOT_QWEN = ["double_blocks.0.img_attn.qkv.lora_A.weight"]
+NOT_QWEN = [
+    "double_blocks.0.img_attn.qkv.lora_A.weight",  # FLUX.2 has such a layer, too
+    "double_blocks.0.img_mod.lin.lora_A.weight",
+]
 SDXL = ["lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight"]
 FLUX = ["transformer.single_transformer_blocks.3.proj_mlp.lora_A.weight"]
 EDIT, LATEST, TEXT = (
