@@ -58,7 +58,8 @@ def check_products(kind: QuantizedProducts, device: torch.device) -> None:
     if device.type == "cuda":
         has = torch.cuda.get_device_capability(device)
         if has < least:
-            remedy += ", or int8 with 'qtype: int8'" * ((7, 5) <= has < least)
+            if has >= _KINDS["int8"].capability:
+                remedy += ", or int8 with 'qtype: int8'"
             raise UserError(
                 f"model.quantized_products: {kind} takes a GPU of compute capability {_dotted(least)} or higher, "
                 f"and {torch.cuda.get_device_name(device)} has {_dotted(has)}. {remedy}."
