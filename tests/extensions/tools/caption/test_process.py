@@ -383,7 +383,7 @@ def test_wrong_input_is_told_before_the_model_is_loaded(
 def test_the_commands_of_the_page_are_understood(
     images: Path, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_pictures(tmp_path / "datasets" / "mychar", "a")
+    make_pictures(tmp_path / "datasets" / "my_char", "a")
     make_pictures(tmp_path / "datasets" / "before", "a")
     monkeypatch.chdir(tmp_path)
     found = readme_commands("extensions/tools/caption/README.md", "caption")
