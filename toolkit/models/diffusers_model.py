@@ -28,7 +28,7 @@ from toolkit.contracts.data import EncodedPrompt, PromptEmbeds, Size
 from toolkit.contracts.model import BlockForward, BlockWrapper, DynamicShift
 from toolkit.models.folder_family import DiffusersFamily, dynamic_shift
 from toolkit.models.folder_model import FolderModel, RunBlock, call_block
-from toolkit.models.hashes import weights_hash
+from toolkit.models.hashes import source_hash, weights_hash
 from toolkit.models.loading import (
     ASKED_BY,
     NO_CODE,
@@ -84,11 +84,23 @@ class DiffusersModel(FolderModel):
         if part != "vae":
             return (self.cache_key(part),)
         o = self.options
-        return encoder_hash(o.folder / part, o.files.get(part)), self.cache_key(part)
+        encoder = encoder_hash(o.folder / part, o.files.get(part))
+        return encoder + self._source, self.cache_key(part)
 
     def cache_key(self, part: str) -> str:
         variant = self.options.text_encoder_cache_tag if part == "text_encoder" else ""
-        return self._identities[part] + variant
+        return self._identities[part] + variant + self._source
+
+    @cached_property
+    def _source(self) -> str:
+        """Names the code of a family in an extension, which decides what its encoders
+        return."""
+        kinds = (*type(self).__mro__, *type(self.family).__mro__)
+        return source_hash(
+            kind
+            for kind in kinds
+            if issubclass(kind, (DiffusersModel, DiffusersFamily))
+        )
 
     @cached_property
     def _identities(self) -> dict[str, str]:
