@@ -34,6 +34,7 @@ from toolkit.models.loading import (
     NO_CODE,
     STRICTLY,
     block_import,
+    check_block_lists,
     check_finite,
     check_loaded,
     load_blockwise,
@@ -336,7 +337,8 @@ def write_shapes(
     else is in it.
 
     kind: the class in diffusers. configs: size -> the arguments of the class. They are
-    made on the meta device, which takes no memory.
+    made on the meta device, which takes no memory. Raises UserError where `block_lists`
+    leaves out a list of blocks.
 
     Example::
 
@@ -347,6 +349,7 @@ def write_shapes(
     for size, config in configs.items():
         with torch.device("meta"):
             module = getattr(diffusers, kind)(**config)
+        check_block_lists(module, block_lists)
         blocks = {name: len(module.get_submodule(name)) for name in block_lists}
         weights = {}
         for name, tensor in module.state_dict().items():

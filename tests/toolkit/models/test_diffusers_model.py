@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from extensions.z_image.family import ZImageFamily
 from tests.extensions.z_image.small import write_z_image
+from toolkit.errors import RunError, UserError
+from toolkit.models.diffusers_model import write_shapes
 from toolkit.models.families import ModelLoadOptions
 
 FAMILY = """
@@ -50,3 +53,20 @@ def test_other_code_of_an_extension_makes_other_cache_entries(
     first = keys("a photo of ")
     assert first == keys("a photo of ")
     assert not first & keys("a drawing of ")
+
+
+@pytest.mark.slow
+def test_a_list_of_blocks_that_is_left_out_is_named(tmp_path: Path) -> None:
+    """Where the shapes are written, and where the weights are read."""
+    named, left_out = ["layers", "noise_refiner"], "leaves out context_refiner of ZIm"
+    with pytest.raises(UserError, match=left_out):
+        write_shapes(tmp_path / "x.json", "ZImageTransformer2DModel", named, small={})
+    assert not (tmp_path / "x.json").exists()
+
+    class Mine(ZImageFamily):
+        block_lists = tuple(named)
+
+    folder = write_z_image(tmp_path / "model")
+    options = ModelLoadOptions(folder, torch.device("cpu"), torch.float32)
+    with pytest.raises(RunError, match=left_out):
+        Mine().open(options).part("transformer")
