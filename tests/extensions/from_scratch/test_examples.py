@@ -49,7 +49,7 @@ def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_s
         assert whole in text, whole
         text = text.replace(whole, half)
     job.write_text(text, encoding="utf-8")
-    result = run_py("config/examples/photos.yaml", cwd=examples_alone)
+    result = run_py("config/examples/photos.yaml", "-v", cwd=examples_alone)
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), (
         result.stderr
     )
@@ -79,7 +79,7 @@ def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_s
 def test_the_example_of_pairs_trains_with_its_control_images_and_learns(
     run_py: Run, examples_alone: Path
 ) -> None:
-    result = run_py("config/examples/edit_pairs.yaml", cwd=examples_alone)
+    result = run_py("config/examples/edit_pairs.yaml", "-v", cwd=examples_alone)
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), (
         result.stderr
     )

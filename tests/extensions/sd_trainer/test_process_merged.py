@@ -67,7 +67,7 @@ def test_a_dora_goes_on_from_a_lora_on_a_merged_and_quantized_model(
         "quantize": True,
         "qtype": "int8",
     }
-    result = run_py(write_job(section))
+    result = run_py(write_job(section), "-v")
     assert result.returncode == 0, result.stderr
     for said in (
         "merged into the model before training: style.safetensors times 0.5",

@@ -197,9 +197,8 @@ def test_a_job_trains_on_a_recovered_base_and_saves_its_own_lora_alone(
         "quantize": True,
         "qtype": "uint3|recovery.safetensors",
     }
-    result = run_py(
-        write_job(trainer(make_pictures(tmp_path / "photos", "a", "b"), model=model))
-    )
+    job = write_job(trainer(make_pictures(tmp_path / "photos", "a", "b"), model=model))
+    result = run_py(job, "-v")
     assert result.returncode == 0, result.stderr
     assert "added to the frozen uint3 model: recovery.safetensors" in result.stdout
     assert (

@@ -51,7 +51,7 @@ def test_the_commands_of_the_page_make_adapters_that_help(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("extensions.tools.ara.process.SIDE", 64)
     monkeypatch.setattr("extensions.tools.ara.process.STEPS", 2)
-    make_pictures(tmp_path / "datasets" / "mychar", "a", "b")
+    make_pictures(tmp_path / "datasets" / "my_char", "a", "b")
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "tiny-qwen-edit").symlink_to(tiny_model)
     plain, calibrated = readme_commands("extensions/tools/ara/README.md", "ara")
