@@ -4,6 +4,7 @@ weights."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers import (
@@ -16,6 +17,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
+from toolkit.models.families import EncoderSize
+from toolkit.models.folder_family import DiffusersFamily
 from toolkit.models.tiny import make_tokenizer, save_tokenizer
 from toolkit.system.seeding import global_generator
 
@@ -95,3 +98,19 @@ def write_lumina2(folder: Path) -> Path:
         transformer, scheduler, vae, text_encoder, tokenizer
     ).save_pretrained(folder)
     return folder
+
+
+class SmallFamily(DiffusersFamily):
+    """The facts that have no default, for the model of `write_lumina2`. Its shapes are
+    not written."""
+
+    arch, title = "small", "Small"
+    model_class = "toolkit.models.diffusers_model:DiffusersModel"
+    pipelines, modelspec = ("SmallPipeline",), ("small", "https://example.org")
+    classes = {"transformer": "Lumina2Transformer2DModel"}  # noqa: RUF012
+    block_lists: Sequence[str] = ("noise_refiner", "context_refiner", "layers")
+    shapes_file = Path("no_such_folder") / "shapes.json"
+    latent_channels, latent_scale, size_multiple = 16, 8, 16
+    text_width_key, text_tokens = "cap_feat_dim", 24
+    published_text = published_vae = EncoderSize(1, 1)
+    published_text_sizes, published_text_layers = (1, 1), 1

@@ -198,7 +198,7 @@ class DiffusersFamily(ModelFamily):
                 # Methods and properties are the family's own.
                 if not (known or name.startswith("_") or hasattr(value, "__get__")):
                     hint = did_you_mean(name, facts, list_all=False)
-                    yield f"{name!r} is no fact. {hint or 'Annotate it if it is your own.'}"
+                    yield f"{name!r} is not a fact. {hint or 'Annotate it if it is your own.'}"
         if self.lora_spelling not in LORA_SPELLINGS:
             hint = did_you_mean(self.lora_spelling, LORA_SPELLINGS)
             yield f"lora_spelling: {self.lora_spelling!r} is none. {hint}"

@@ -8,23 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from extensions.z_image.family import ZImageFamily
-from tests.extensions.z_image.small import write_z_image
+from tests.small_parts import SmallFamily, write_lumina2
 from toolkit.errors import RunError, UserError
 from toolkit.models.diffusers_model import write_shapes
 from toolkit.models.families import ModelLoadOptions
 
 FAMILY = """
-from extensions.z_image.family import ZImageFamily
+from tests.small_parts import SmallFamily
 
-class Mine(ZImageFamily):
+class Mine(SmallFamily):
     model_class = f"{__package__}.model:MyModel"
 """
 
 MODEL = """
-from extensions.z_image.model import ZImageModel
+from toolkit.models.diffusers_model import DiffusersModel
 
-class MyModel(ZImageModel):
+class MyModel(DiffusersModel):
     def prompt_text(self, prompt):
         return super().prompt_text("PREFIX" + prompt)
 """
@@ -34,7 +33,7 @@ class MyModel(ZImageModel):
 def test_other_code_of_an_extension_makes_other_cache_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_z_image(tmp_path / "model")
+    folder = write_lumina2(tmp_path / "model")
     options = ModelLoadOptions(folder, torch.device("cpu"), torch.float32)
     package = tmp_path / "family_of_mine"
     package.mkdir()
@@ -58,15 +57,15 @@ def test_other_code_of_an_extension_makes_other_cache_entries(
 @pytest.mark.slow
 def test_a_list_of_blocks_that_is_left_out_is_named(tmp_path: Path) -> None:
     """Where the shapes are written, and where the weights are read."""
-    named, left_out = ["layers", "noise_refiner"], "leaves out context_refiner of ZIm"
+    named, left_out = ["layers", "noise_refiner"], "leaves out context_refiner of Lum"
     with pytest.raises(UserError, match=left_out):
-        write_shapes(tmp_path / "x.json", "ZImageTransformer2DModel", named, small={})
+        write_shapes(tmp_path / "x.json", "Lumina2Transformer2DModel", named, small={})
     assert not (tmp_path / "x.json").exists()
 
-    class Mine(ZImageFamily):
+    class Mine(SmallFamily):
         block_lists = tuple(named)
 
-    folder = write_z_image(tmp_path / "model")
+    folder = write_lumina2(tmp_path / "model")
     options = ModelLoadOptions(folder, torch.device("cpu"), torch.float32)
     with pytest.raises(RunError, match=left_out):
         Mine().open(options).part("transformer")

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from extensions.z_image.family import ZImageFamily
+from tests.small_parts import SmallFamily
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.errors import UserError
-from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import DiffusersFamily
 from toolkit.networks.targets import select_target_modules
 
-HERE = Path("no_such_folder")
+SHAPES = {
+    "sizes": {
+        "": {"blocks": {"layers": 1}, "weights": {"layers.*.attn.to_q.weight": [4, 4]}}
+    }
+}
 
 
 class Bare(DiffusersFamily):
     """Some of the facts that have no default."""
 
     arch, title, model_class = "bare", "Bare", "bare.model:Bare"
-    pipelines, modelspec = ("BarePipeline",), ("bare", "https://example.org")
     latent_channels, latent_scale = 16, 8
-    shapes_file, text_width_key = HERE / "shapes.json", "width"
-    published_text = published_vae = EncoderSize(1, 1)
-    published_text_sizes = (1, 1)
+    pipelines, modelspec = ("BarePipeline",), ("bare", "https://example.org")
 
 
 @pytest.mark.parametrize(
@@ -34,42 +35,49 @@ class Bare(DiffusersFamily):
         (
             Bare,
             {},
-            r"Bare: needs published_text_layers, size_multiple, text_tokens\. docs/extending\.md",
+            r"Mine: needs published_text, published_text_layers, published_text_sizes, published_vae, shapes_file, "
+            r"size_multiple, text_tokens, text_width_key\. docs/extending\.md",
         ),
         (
-            ZImageFamily,
+            SmallFamily,
             {"lora_layer": ".*", "text_tapz": (1,)},
-            r"'lora_layer' is no fact\. Did you mean 'lora_layers'\? 'text_tapz' .* 'text_taps'\?",
+            r"'lora_layer' is not a fact\. Did you mean 'lora_layers'\? 'text_tapz' .* 'text_taps'\?",
         ),
-        (ZImageFamily, {"hue": 1}, r"'hue' is no fact\. Annotate it if it is your own"),
+        (SmallFamily, {"hue": 1}, r"'hue' is not a fact\. Annotate it if it is your"),
         (
-            ZImageFamily,
+            SmallFamily,
             {"lora_spelling": "difusers"},
             r"lora_spelling: 'difusers' is none\. Did you mean 'diffusers'\? .* bare,",
         ),
         (
-            ZImageFamily,
-            {"shapes_file": HERE / "shapes.json"},
-            r"not written yet.*write_shapes\(Path\('no_such_folder.*ZImageTransformer2DModel.*\['noise_refiner'",
+            SmallFamily,
+            {},
+            r"not written yet.*write_shapes\(Path\('no_such_folder.*Lumina2Transformer2DModel.*\['noise_refiner'",
         ),
         (
-            ZImageFamily,
-            {"lora_layers": "attention"},
-            r"lora_layers of the model's family: 'attention' matches the whole name of no layer",
+            SmallFamily,
+            {"lora_layers": "attn", "shapes_file": Path("shapes.json")},
+            r"lora_layers of the model's family: 'attn' matches the whole name of no layer",
         ),
     ],
 )
 def test_a_fact_that_cannot_be_is_named(
-    base: type[DiffusersFamily], facts: dict[str, Any], message: str
+    base: type[DiffusersFamily],
+    facts: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shapes.json").write_text(json.dumps(SHAPES), encoding="utf-8")
     with pytest.raises(UserError, match=message):
-        family = type("Mine", (base,), facts)() if facts else base()
-        layers = [*family.linear_layers(HERE)]
+        family = type("Mine", (base,), facts)()
+        layers = [*family.linear_layers(Path("no_such_folder"))]
         select_target_modules(NetworkConfig(), layers, family.lora_layers)
 
 
 def test_attributes_of_its_own_are_annotated() -> None:
-    class Mine(ZImageFamily):
+    class Mine(SmallFamily):
         hue: int = 1
 
     assert Mine().hue == 1
