@@ -437,7 +437,7 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
             save={"dtype": "float32"},
         )
         section["model"] |= {"quantize": True, "qtype": "int8"}
-        result = run_py(write_job(section))
+        result = run_py(write_job(section), "-v")
         assert result.returncode == 0, result.stdout + result.stderr
         # the library's own lines
         assert "LyCORIS]" not in result.stdout + result.stderr
