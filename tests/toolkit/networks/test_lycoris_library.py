@@ -395,7 +395,10 @@ def test_a_dry_run_counts_them_without_torch(
         make_pictures(tmp_path / "photos", "a"), network={"type": "boft", "linear": 6}
     )
     result = run_py(
-        write_job(section), "--dry-run", env={"PYTHONPATH": str(tmp_path / "site")}
+        write_job(section),
+        "--dry-run",
+        "-v",
+        env={"PYTHONPATH": str(tmp_path / "site")},
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(
