@@ -239,7 +239,7 @@ def test_the_family_from_nothing_trains_and_draws_as_its_pipeline(
     (command,) = re.findall(r'```bash\n\S+ -c "(.*?)"\n```', PAGE, re.DOTALL)
     run(sys.executable, "-c", command)
     started = [sys.executable, str(ROOT / "run.py"), "lumina.yaml"]
-    plan = run(*started, "--dry-run")
+    plan = run(*started, "--dry-run", "-v")
     assert "on 14 layers" in plan, plan
     small = "device=cpu train.steps=2 datasets.0.resolution=64 sample.sample_steps=2"
     run(*started, *(word for key in small.split() for word in ("--set", key)))

@@ -47,6 +47,9 @@ PREDICTIONS = ("flow", "v")
 """What a model may predict: the keys of `toolkit.flow.loss.INTERPOLANTS`."""
 
 
+LORA_SPELLINGS = ("alpha_folded", "bare", "diffusers")
+"""How a family may spell its LoRA files: keys of `toolkit.networks.spelling.SPELLINGS`."""
+
 ROWS_OF = {"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")}
 """End of the name of a layer in ComfyUI's weights -> the layers of the model whose
 outputs it has, one after the other and equally many. Source: ComfyUI,
@@ -226,7 +229,7 @@ class ModelFacts:
     evenly spaced."""
 
     lora_spelling: str = "alpha_folded"
-    """How new runs spell their LoRA files: a name in `toolkit.networks.spelling`."""
+    """How new runs spell their LoRA files: one of LORA_SPELLINGS."""
 
     embeds_guidance: bool = False
     """Whether the guidance scale is an input of the model: sampling then needs no

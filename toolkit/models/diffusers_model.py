@@ -28,12 +28,13 @@ from toolkit.contracts.data import EncodedPrompt, PromptEmbeds, Size
 from toolkit.contracts.model import BlockForward, BlockWrapper, DynamicShift
 from toolkit.models.folder_family import DiffusersFamily, dynamic_shift
 from toolkit.models.folder_model import FolderModel, RunBlock, call_block
-from toolkit.models.hashes import weights_hash
+from toolkit.models.hashes import source_hash, weights_hash
 from toolkit.models.loading import (
     ASKED_BY,
     NO_CODE,
     STRICTLY,
     block_import,
+    check_block_lists,
     check_finite,
     check_loaded,
     load_blockwise,
@@ -84,11 +85,23 @@ class DiffusersModel(FolderModel):
         if part != "vae":
             return (self.cache_key(part),)
         o = self.options
-        return encoder_hash(o.folder / part, o.files.get(part)), self.cache_key(part)
+        encoder = encoder_hash(o.folder / part, o.files.get(part))
+        return encoder + self._source, self.cache_key(part)
 
     def cache_key(self, part: str) -> str:
         variant = self.options.text_encoder_cache_tag if part == "text_encoder" else ""
-        return self._identities[part] + variant
+        return self._identities[part] + variant + self._source
+
+    @cached_property
+    def _source(self) -> str:
+        """Names the code of a family in an extension, which decides what its encoders
+        return."""
+        kinds = (*type(self).__mro__, *type(self.family).__mro__)
+        return source_hash(
+            kind
+            for kind in kinds
+            if issubclass(kind, (DiffusersModel, DiffusersFamily))
+        )
 
     @cached_property
     def _identities(self) -> dict[str, str]:
@@ -324,7 +337,8 @@ def write_shapes(
     else is in it.
 
     kind: the class in diffusers. configs: size -> the arguments of the class. They are
-    made on the meta device, which takes no memory.
+    made on the meta device, which takes no memory. Raises UserError where `block_lists`
+    leaves out a list of blocks.
 
     Example::
 
@@ -335,6 +349,7 @@ def write_shapes(
     for size, config in configs.items():
         with torch.device("meta"):
             module = getattr(diffusers, kind)(**config)
+        check_block_lists(module, block_lists)
         blocks = {name: len(module.get_submodule(name)) for name in block_lists}
         weights = {}
         for name, tensor in module.state_dict().items():

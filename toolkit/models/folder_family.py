@@ -10,6 +10,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -23,9 +24,9 @@ from typing import Any, NamedTuple
 
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.contracts.data import Size
-from toolkit.contracts.model import DynamicShift
+from toolkit.contracts.model import LORA_SPELLINGS, DynamicShift
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits
-from toolkit.errors import UserError
+from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes, tensor_sizes
 from toolkit.models.families import (
     EncoderSize,
@@ -71,6 +72,8 @@ OF_VISION = re.compile(r"(?:model\.)?visual\..*")
 TOKENIZER_FILES = "tokenizer.json|vocab.json tokenizer.json|merges.txt"
 PROCESSOR_FILES = "preprocessor_config.json|processor_config.json"
 """Processor files of `ModelFacts.parts`."""
+
+FACTS_PAGE = "docs/extending.md has the table of facts."
 
 AGAIN = "Copy or download the model again."
 
@@ -175,6 +178,31 @@ class DiffusersFamily(ModelFamily):
     """Pattern of the full names of the linear layers whose outputs the modulation cache
     can hold. The default fits no name."""
 
+    def __init__(self) -> None:
+        """Raises UserError for facts that are missing, misspelt or impossible."""
+        if faults := " ".join(self._faults()):
+            kind = f"{type(self).__module__}.{type(self).__qualname__}"
+            raise UserError(f"{kind}: {faults} {FACTS_PAGE}")
+
+    def _faults(self) -> Iterator[str]:
+        kinds = type(self).__mro__
+        facts = {name for kind in kinds for name in inspect.get_annotations(kind)}
+        missing = sorted(name for name in facts if not hasattr(self, name))
+        if missing:
+            yield f"needs {', '.join(missing)}."
+        for kind in kinds:
+            for name, value in vars(kind).items():
+                known = name in facts or any(
+                    hasattr(base, name) for base in kind.__bases__
+                )
+                # Methods and properties are the family's own.
+                if not (known or name.startswith("_") or hasattr(value, "__get__")):
+                    hint = did_you_mean(name, facts, list_all=False)
+                    yield f"{name!r} is no fact. {hint or 'Annotate it if it is your own.'}"
+        if self.lora_spelling not in LORA_SPELLINGS:
+            hint = did_you_mean(self.lora_spelling, LORA_SPELLINGS)
+            yield f"lora_spelling: {self.lora_spelling!r} is none. {hint}"
+
     # ------------------------------------------------------------ config files
 
     def shift(self, shift: DynamicShift, is_dynamic: bool) -> DynamicShift:
@@ -222,7 +250,7 @@ class DiffusersFamily(ModelFamily):
         for path in sorted((folder / self.trained_part).glob("*.safetensors")):
             shapes |= tensor_shapes(path)
         if not shapes:
-            shapes = published_shapes(self.shapes_file, self.size)
+            shapes = published_shapes(self._written_shapes(), self.size)
         return dict(sorted(shapes.items(), key=lambda one: self.place_of(one[0])))
 
     def every_linear_layer(self, folder: Path) -> Shapes:
@@ -309,7 +337,22 @@ class DiffusersFamily(ModelFamily):
     @property
     def activation_units(self) -> Mapping[str, ActivationUnits]:
         """See `ModelSizeInfo`."""
-        return published_units(self.shapes_file)
+        return published_units(self._written_shapes())
+
+    def _written_shapes(self) -> Path:
+        """`shapes_file`. Raises UserError with the command that writes it."""
+        if not self.shapes_file.is_file():
+            kind = self.classes.get(self.trained_part)
+            arguments = (
+                f"Path({str(self.shapes_file)!r}), {kind!r}, {list(self.block_lists)}"
+            )
+            raise UserError(
+                f"{self.shapes_file}: not written yet. In the program's folder: python -c \"from pathlib import Path; "
+                f"from toolkit.models.diffusers_model import write_shapes; write_shapes({arguments}, "
+                "published=dict())\" with the arguments of the transformer's config.json in dict(). See "
+                "docs/extending.md, 'A model family'."
+            )
+        return self.shapes_file
 
     def text_layers(
         self,

@@ -1,14 +1,16 @@
 """Hashes of a model's files, which decide the numbers that its parts compute.
 
 Equal hashes mean equal results. A cache entry or a run that was made with other weights
-is recognised by them. This module does not know sections or families, and writes
-nothing. `families` and `loading` hash a whole model for the metadata and for resuming,
-`qwen_model` hashes the parts whose outputs are cached. Imports no torch.
+is recognised by them, and a cache entry that other code of an extension has made. This
+module does not know sections or families, and writes nothing. `families` and `loading`
+hash a whole model for the metadata and for resuming, `diffusers_model` hashes the parts
+whose outputs are cached. Imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -66,6 +68,26 @@ def part_hashes(
     if "vae" in hashes:
         hashes[VAE_ENCODER] = encoder_hash(folder / "vae", files.get("vae"))
     return hashes
+
+
+def source_hash(kinds: Iterable[type]) -> str:
+    """A hash of the `.py` files in the folders of the modules of these classes, without
+    the program's own (`toolkit`). Empty where no class is left.
+
+    Example::
+
+        keys = source_hash(type(family).__mro__)
+    """
+    folders = {
+        Path(inspect.getfile(kind)).parent
+        for kind in kinds
+        if kind.__module__.partition(".")[0] != __name__.partition(".")[0]
+    }
+    digest = hashlib.sha256()
+    for file in sorted(file for folder in folders for file in folder.glob("*.py")):
+        digest.update(f"{file.name}:{file.stat().st_size};".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if folders else ""
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -446,6 +446,34 @@ def named_blocks(
     ]
 
 
+def check_block_lists(model: nn.Module, block_lists: Sequence[str]) -> None:
+    """Raises UserError where a transformer has lists of blocks that its family does not
+    name: they would be neither adapted, nor quantized, nor swapped.
+
+    A member with a single linear layer is a projection, not a block.
+
+    Example::
+
+        check_block_lists(model, family.block_lists)
+    """
+    left_out = [
+        name
+        for name, child in model.named_children()
+        if isinstance(child, nn.ModuleList)
+        and name not in block_lists
+        and any(_linear_layers(member) > 1 for member in child)
+    ]
+    if left_out:
+        raise UserError(
+            f"block_lists of the model's family: {list(block_lists)} leaves out {', '.join(left_out)} of "
+            f"{type(model).__name__}. Name every list of blocks in the order of the forward pass (docs/extending.md)."
+        )
+
+
+def _linear_layers(module: nn.Module) -> int:
+    return sum(isinstance(part, nn.Linear) for part in module.modules())
+
+
 def load_blockwise(
     options: ModelLoadOptions,
     kind: Any,
@@ -480,9 +508,11 @@ def _within(block_lists: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{blocks}." for blocks in block_lists)
 
 
-def _empty(options: ModelLoadOptions, kind: Any) -> Any:
+def _empty(options: ModelLoadOptions, kind: Any, block_lists: Sequence[str]) -> Any:
     with init_empty_weights(include_buffers=False):
-        return kind.from_config(kind.load_config(options.folder / "transformer"))
+        model = kind.from_config(kind.load_config(options.folder / "transformer"))
+    check_block_lists(model, block_lists)
+    return model
 
 
 def _place(
@@ -512,7 +542,7 @@ def _read_kept(
 ) -> Any:
     """The transformer as it was quantized before. Modules outside of the blocks are not
     on the device yet."""
-    model = _empty(options, kind)
+    model = _empty(options, kind, block_lists)
     for index, (name, block) in enumerate(named_blocks(model, block_lists)):
         signals.check()
         entry.fill(name, block, partial(_stays, options, index, tabulated))
@@ -536,7 +566,7 @@ def _from_weights(
     merge = options.merge_fn() if options.merge_fn else None
     coded_layers = 0
     codes = "" if merge else options.keeps_codes  # merging changes the weights
-    model = _empty(options, kind)
+    model = _empty(options, kind, block_lists)
     with ExitStack() as stack:
         reader = ShardReader(part, stack, options.files.get("transformer"))
         part = reader.folder

@@ -58,6 +58,9 @@ class QwenFamily(DiffusersFamily):
     published_vae_config: Mapping[str, Any]
     """The keys of its config that decide its weights, which `vae_weights` reads."""
 
+    shapes_file = Path()
+    """Not used: the layers follow from the config."""
+
     vae_tensors = BANDED_VAE
     text_sees_references = True
 

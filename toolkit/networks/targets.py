@@ -37,7 +37,8 @@ def select_target_modules(
     are given and none matches; without either all pass. Of layers that are neither
     matched by an include pattern nor by `only_if_contains`, only the usual ones pass.
     usual: pattern of these (`ModelFacts.lora_layers`); empty: all. Raises UserError
-    when no layer is left, because a run without trained layers is a mistake.
+    when no layer is left, because a run without trained layers is a mistake; where none
+    is usual, the family's.
 
     >>> network = NetworkConfig(type="lora", include_patterns=[".*to_q"])
     >>> select_target_modules(network, ["blocks.0.to_q", "blocks.0.to_k"])
@@ -69,6 +70,11 @@ def select_target_modules(
         return not include_patterns and (bool(only_if_contains) or is_usual(name))
 
     chosen = [name for name in names if is_chosen(name)]
+    if not chosen and not any(map(is_usual, names)):
+        raise UserError(
+            f"lora_layers of the model's family: {usual!r} matches the whole name of no layer, such as {names[0]!r}. "
+            "Change it in the family (docs/extending.md)."
+        )
     if not chosen:
         raise UserError(_nothing_chosen(network, names[0]))
     return chosen

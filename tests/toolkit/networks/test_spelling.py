@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from toolkit.contracts.model import LORA_SPELLINGS
 from toolkit.networks.lora_formats import parse_adapter_tensors
 from toolkit.networks.spelling import (
     BARE,
@@ -95,6 +96,7 @@ def test_names_that_a_network_gives_itself_stay() -> None:
 def test_every_published_family_has_a_spelling() -> None:
     """Layers that ComfyUI fuses are found by their names without a prefix alone
     (comfy/lora.py at 17358c8f)."""
+    assert {*LORA_SPELLINGS, "alpha_stored"} == SPELLINGS.keys()
     published = [arch for arch in FAMILIES if FAMILIES.load(arch).published]
     for arch in published:
         family = FAMILIES.load(arch)

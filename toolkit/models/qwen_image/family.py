@@ -27,7 +27,7 @@ from toolkit.models.folder_family import (
 )
 from toolkit.models.qwen_family import QwenFamily
 from toolkit.models.qwen_image import sizes
-from toolkit.models.template import EDIT, EDIT_PLUS, TEXT_TO_IMAGE
+from toolkit.models.template import EDIT, EDIT_PLUS, TEXT_TO_IMAGE, Template
 
 
 class QwenImageFamily(QwenFamily):
@@ -53,7 +53,7 @@ class QwenImageFamily(QwenFamily):
         "Qwen/Qwen-Image-Edit-2509": "Qwen-Image-Edit-2509",
         "Qwen/Qwen-Image-Edit-2511": "Qwen-Image-Edit-2511",
     }
-    template = EDIT_PLUS
+    template: Template = EDIT_PLUS
     # as musubi-tuner names it
     modelspec = (
         "Qwen-Image-Edit-Plus",

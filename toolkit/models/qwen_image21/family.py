@@ -234,6 +234,7 @@ class QwenImage21Family(QwenFamily):
         if sample_sigmas:
             self.title = TURBO
             self.sample_steps = len(sample_sigmas)
+        super().__init__()
 
     def of_folder(self, folder: Path) -> QwenImage21Family:
         return QwenImage21Family(
