@@ -954,6 +954,16 @@ JOBS = [
         ),
         (f"{NAME}\nquantize: yess", "Write true or false.", QUANTIZED),
         (
+            f"{QUANTIZED}\nqtype: int8\nquantized_products: true",
+            "true: write 'int8' or 'fp8'.",
+            f"{QUANTIZED}\nqtype: int8\nquantized_products: int8",
+        ),
+        (
+            f"{QUANTIZED}\nqtype: int4\nquantized_products: int8",
+            "Write 'quantize: true' and 'qtype: int8'.",
+            f"{QUANTIZED}\nqtype: int8\nquantized_products: int8",
+        ),
+        (
             f"{NAME}\nis_qwen: false",
             "Leave it out.",
             f"{NAME}\nis_qwen: true",

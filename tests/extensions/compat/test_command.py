@@ -351,7 +351,7 @@ def test_folders_that_lie_elsewhere_now_are_given_once(
     Path("data.toml").write_text(DATA.replace("pairs/after", "/old/pairs/after"))
     refused = run_py("train.sh", "--dry-run")
     assert refused.returncode == 2 and refused.stderr.count("--map /old=NEW") == 2
-    moved = run_py("train.sh", "--dry-run", "--map", f"/old={Path.cwd()}")
+    moved = run_py("train.sh", "--dry-run", "-v", "--map", f"/old={Path.cwd()}")
     assert (
         moved.returncode == 0
         and f"{Path.cwd()}/pairs/after: 3 x 1 = 3 samples" in moved.stdout

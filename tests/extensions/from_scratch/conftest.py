@@ -277,9 +277,10 @@ def start(
     write_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Path]:
     """Runs a job of these sections in this process, in the test's folder, its memory
-    unmeasured; returns the folder of its run."""
+    unmeasured and its whole plan printed; returns the folder of its run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MEASURE, UNMEASURED)
+    monkeypatch.setattr("toolkit.files.log.is_verbose", True)
 
     def run(*sections: dict, name: str = "job") -> Path:
         with shown():

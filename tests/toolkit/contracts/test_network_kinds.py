@@ -231,7 +231,7 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
             },
         )
         section["model"] |= {"quantize": True, "qtype": "int8"}
-        result = run_py(write_job(section))
+        result = run_py(write_job(section), "-v")
         assert result.returncode == 0, result.stdout + result.stderr
         assert "dora rank 3, alpha 1.5 on 24 layers: " in result.stdout
         counts = re.findall(

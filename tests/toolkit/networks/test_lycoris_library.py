@@ -395,7 +395,10 @@ def test_a_dry_run_counts_them_without_torch(
         make_pictures(tmp_path / "photos", "a"), network={"type": "boft", "linear": 6}
     )
     result = run_py(
-        write_job(section), "--dry-run", env={"PYTHONPATH": str(tmp_path / "site")}
+        write_job(section),
+        "--dry-run",
+        "-v",
+        env={"PYTHONPATH": str(tmp_path / "site")},
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(
@@ -437,7 +440,7 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
             save={"dtype": "float32"},
         )
         section["model"] |= {"quantize": True, "qtype": "int8"}
-        result = run_py(write_job(section))
+        result = run_py(write_job(section), "-v")
         assert result.returncode == 0, result.stdout + result.stderr
         # the library's own lines
         assert "LyCORIS]" not in result.stdout + result.stderr

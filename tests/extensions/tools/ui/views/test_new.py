@@ -1013,7 +1013,7 @@ def test_the_name_of_a_finished_run_is_taken_and_the_next_free_one_is_offered(
     for action in ("check", "start"):
         page.press(action)
         assert (
-            page.errors() == ["The name zuzu is taken by a finished run."]
+            page.errors() == ["The name zuzu is taken by a finished training."]
             and "Ready to start" not in page.form.text
         )
     assert page.answer.status_code == 400 and queued == []
