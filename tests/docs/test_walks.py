@@ -409,7 +409,7 @@ class Walk:
             encoding="utf-8",
         )
         shorten(file)
-        self.ends_well(block.text, 0, file.name)
+        self.ends_well(block.text, 0, file.name, "-v")
 
     def run(self, command: str) -> None:
         words = [

@@ -56,9 +56,8 @@ def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(
     assert said.count("saved the checkpoint of step") == said.count("Stopped.") == 1, (
         said
     )
-    assert (
-        said.count("2 processes share the 2 x 1 images of each step: 1 x 1 each") == 1
-    )
+    log = (job.folder / "log.txt").read_text(encoding="utf-8")
+    assert log.count("2 processes share the 2 x 1 images of each step: 1 x 1 each") == 1
     assert (job.states(), job.status()) == ([2, 3], "stopped")
     job.run()
     assert job.states() == [2, 3, 4, 6]
@@ -119,7 +118,9 @@ def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(
     for parallel in ("ddp", "fsdp"):
         job.change(train__parallel=parallel)
         two = of(parallel)
-        assert "2 processes share the 2 x 1 images of each step" in run_together(two)
+        run_together(two)
+        log = (two.folder / "log.txt").read_text(encoding="utf-8")
+        assert "2 processes share the 2 x 1 images of each step" in log
         assert (
             (two.states(), two.status())
             == (one.states(), one.status())
