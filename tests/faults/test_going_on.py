@@ -396,7 +396,7 @@ def test_another_decoder_changes_the_samples_alone(
     if key == "sample":
         save_file({n: w * 1.1 for n, w in load_file(file).items()}, file)
     finished.change(**{f"{key}__vae_path": str(file), "train__steps": 7})
-    said = finished.run()
+    said = finished.run("-v")
     assert (
         "sample.vae_path: samples are decoded with decoder.safetensors; latents and training stay as they are"
         in said
