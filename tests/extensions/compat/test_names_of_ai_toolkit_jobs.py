@@ -45,7 +45,7 @@ def as_there(
                 )
             Path(f"imgs/{index}.txt").write_text(f"caption {index}")
         Path("job.json").write_text(json.dumps(case["config"], indent=1))
-        done = run_py("job.json", *options)
+        done = run_py("job.json", "-v", *options)
         assert done.returncode == 0, done.stderr
         return Path("output") / case["config"]["config"]["name"], done.stdout
 
