@@ -3,7 +3,6 @@ photographs in place of one's own."""
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
 
 from jobs.dry_run import plan_job
 from run import main
@@ -120,27 +118,6 @@ def test_a_command_of_the_pages_can_be_given(
     # it finds that the photographs are small
     assert code == (arguments[0] == "lint"), capsys.readouterr().err
     assert (tmp_path / "lint.html").exists() == ("--preview" in arguments)
-
-
-def test_the_block_for_12_gb_has_the_peak_of_the_table(photos: Path) -> None:
-    """The table's figures are held to the plans of `run.py new` in
-    tests/docs/test_gpu_table.py."""
-    page = (ROOT / "docs" / "first_character.md").read_text(encoding="utf-8")
-    peak = re.search(r"^\| 12 GB \|.*\| (\S+) GB \|$", page, re.MULTILINE)
-    small = next(
-        block
-        for block in blocks("docs/first_character.md", "yaml")
-        if "blocks_to_swap" in block.text
-    )
-    (photos / "large").mkdir()
-    Image.new("RGB", (1024, 1024)).save(photos / "large" / "a.png")
-    (photos / "large" / "a.txt").write_text("a cup", encoding="utf-8")
-    job = whole_job(small)
-    for dataset in job["config"]["process"][0]["datasets"]:
-        dataset["folder_path"] = "large"
-    job["config"]["process"][0]["card"] = "12 GB"
-    plan, _ = planned(job, photos)
-    assert peak and re.search(rf"peak {peak[1]} GB on an RTX 4070 .*: fits", plan), plan
 
 
 def test_what_the_pages_copy_is_there() -> None:
