@@ -4,9 +4,9 @@ no GPU.
 FOLDER is a small model of the family with random weights, of a width of 512 or more and
 three blocks or more in the list that is trained. The program's own code attaches the
 network and takes a step on fake tensors; what is alive at most is counted for each kind
-of network and level of checkpointing. Printed are `ActivationUnits` that explain it,
-those of compiled blocks as the partitioner divides them (`saved_by_blocks`). `--write
-FILE` puts them into the family's `shapes_file`.
+of network and level of checkpointing. It prints the `ActivationUnits` that explain it; for
+compiled blocks, what the partitioner saves (`saved_by_blocks`). `--write FILE` puts them
+into the family's `shapes_file`.
 """
 
 from __future__ import annotations

@@ -1239,7 +1239,7 @@ class Dataset:
     characters: Characters = "pretraining"
     changes: tuple[str, ...] = CHANGES
     sizes: tuple[tuple[int, int], ...] = ((128, 128),)
-    """Width and height, of which each picture has one."""
+    """Width and height of every picture."""
 
     crop: int = 0
     """Side of a square from a random place of each picture and scribble. 0: none."""

@@ -74,9 +74,9 @@ def recording() -> Iterator[list[int]]:
 
 
 def saved_between(forward: fx.GraphModule, outputs: int) -> int:
-    """Bytes that a forward program gives its backward program besides its own outputs,
-    of which it has so many: tensors that the block makes, and of its inputs the streams
-    that other blocks made."""
+    """Bytes that a forward program saves for its backward program, besides its own
+    outputs, whose number is given: tensors that the block makes, and those of its
+    inputs that other blocks made."""
     given = forward.graph.find_nodes(op="output")[0].args[0]
     saved = [
         (node.op == "placeholder", node.meta["val"])
