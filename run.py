@@ -362,6 +362,17 @@ def run_processes(
     return EXIT_DONE
 
 
+def _add_map(add: Callable[..., argparse.Action]) -> None:
+    """The flag of `run.py JOB` and of `run.py import`."""
+    add(
+        "--map",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="replace OLD by NEW at the beginning of paths",
+    )
+
+
 def import_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{COMMAND} import",
@@ -376,13 +387,7 @@ def import_parser() -> argparse.ArgumentParser:
         help="write it to this file, which is never replaced",
     )
     add("-n", "--name", metavar="NAME", help="name of the job")
-    add(
-        "--map",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="replace OLD by NEW at the beginning of paths",
-    )
+    _add_map(add)
     return parser
 
 
@@ -917,13 +922,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         help="run the job once with each training_seed, in folders NAME_seed1, ...",
     )
     add("-n", "--name", metavar="NAME", help="replaces config.name")
-    add(
-        "--map",
-        action="append",
-        default=[],
-        metavar="OLD=NEW",
-        help="replace OLD by NEW at the beginning of paths",
-    )
+    _add_map(add)
     add = parser.add_argument_group("a run that exists").add_argument
     add(
         "--restart",

@@ -205,6 +205,19 @@ def batches_of(model: DiffusionModel, references: Sequence[Path]) -> list[Any]:
     ]
 
 
+def draw_from_zero(pipeline: Any, prompt: SamplePrompt) -> Image.Image:
+    """`Row.draw` of a pipeline whose guidance counts from 0."""
+    return pipeline(
+        prompt.prompt,
+        negative_prompt=prompt.negative,
+        guidance_scale=prompt.guidance_scale - 1,
+        width=prompt.size.width,
+        height=prompt.size.height,
+        num_inference_steps=prompt.steps,
+        generator=torch.Generator().manual_seed(prompt.seed),
+    ).images[0]
+
+
 # ------------------------------------------------------------ before the download
 
 

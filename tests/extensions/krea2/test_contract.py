@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import Krea2Pipeline
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
@@ -16,7 +15,7 @@ from benchmarks import family_units
 from extensions.krea2.family import LAYER_NAMES
 from tests.diffusers_reference import memory_stores, psnr
 from tests.extensions.family_contract import *  # noqa: F403 - its tests and its fixtures
-from tests.extensions.family_contract import Row
+from tests.extensions.family_contract import Row, draw_from_zero
 from tests.extensions.krea2.small import write_krea2
 from tests.measured import at_least, at_most
 from toolkit.config.sections.model_files import family_named
@@ -62,19 +61,6 @@ def encode(pipeline: Krea2Pipeline, pixels_BPHW: Tensor) -> Tensor:
     return (latents_BCHW - mean) / std
 
 
-def draw(pipeline: Krea2Pipeline, prompt: SamplePrompt) -> Image.Image:
-    """Its guidance counts from 0."""
-    return pipeline(
-        prompt.prompt,
-        negative_prompt=prompt.negative,
-        guidance_scale=prompt.guidance_scale - 1,
-        width=prompt.size.width,
-        height=prompt.size.height,
-        num_inference_steps=prompt.steps,
-        generator=torch.Generator().manual_seed(prompt.seed),
-    ).images[0]
-
-
 def of_krea(layer: str) -> str:
     """The name of a layer in the code of the model's authors."""
     number = "".join(part for part in layer.split(".") if part.isdecimal())
@@ -92,7 +78,7 @@ def row() -> Row:
         Krea2Pipeline,
         predict,
         encode,
-        draw,
+        draw_from_zero,
         {"published": {}},
         wide={"heads": 8, "head": (32, 48, 48)},
         other_names={
@@ -134,5 +120,5 @@ def test_the_turbo_draws_as_its_pipeline_at_one_shift_for_all_sizes(
         sampler = Sampler(
             model, [prompt], ItemEncoder(model, torch.float32), memory_stores()
         )
-        likeness = psnr(sampler.generate(0), draw(pipeline, prompt))
+        likeness = psnr(sampler.generate(0), draw_from_zero(pipeline, prompt))
         at_least(f"sample of the Turbo at {size}, dB", likeness, 60)

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 from diffusers import ZImagePipeline
-from PIL import Image
 from torch import Tensor
 
 from tests.extensions.family_contract import *  # noqa: F403 - its tests and its fixtures
-from tests.extensions.family_contract import Row
+from tests.extensions.family_contract import Row, draw_from_zero
 from tests.extensions.z_image.small import write_z_image
-from toolkit.train.sampling import SamplePrompt
 
 
 def predict(
@@ -37,19 +35,6 @@ def encode(pipeline: ZImagePipeline, pixels_BPHW: Tensor) -> Tensor:
     return (latents_BCHW - config.shift_factor) * config.scaling_factor
 
 
-def draw(pipeline: ZImagePipeline, prompt: SamplePrompt) -> Image.Image:
-    """Its guidance counts from 0."""
-    return pipeline(
-        prompt.prompt,
-        negative_prompt=prompt.negative,
-        guidance_scale=prompt.guidance_scale - 1,
-        width=prompt.size.width,
-        height=prompt.size.height,
-        num_inference_steps=prompt.steps,
-        generator=torch.Generator().manual_seed(prompt.seed),
-    ).images[0]
-
-
 @pytest.fixture(scope="module")
 def row() -> Row:
     return Row(
@@ -58,7 +43,7 @@ def row() -> Row:
         ZImagePipeline,
         predict,
         encode,
-        draw,
+        draw_from_zero,
         {"published": {}},
         wide={"heads": 8, "head": (32, 48, 48)},
         programs=3,  # the first refiner has no adapters, the second other arguments
