@@ -15,7 +15,7 @@ from pathlib import Path
 from toolkit.config.sections.model_files import INDEX, read_model_json
 from toolkit.contracts.model import DynamicShift, LicenceTerms
 from toolkit.models.families import EncoderSize
-from toolkit.models.folder_family import DiffusersFamily, Joint, part_config
+from toolkit.models.folder_family import DiffusersFamily, Joint, Qwen3Texts, part_config
 from toolkit.models.recipes import Recipe
 
 BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks")
@@ -94,7 +94,7 @@ class EmpiricalShift(DynamicShift):
         return at_200 + (at_200 - at_10) / 190 * (steps - 200)
 
 
-class Flux2KleinFamily(DiffusersFamily):
+class Flux2KleinFamily(Qwen3Texts, DiffusersFamily):
     """See `ModelFamily`. The one of 4 billion weights.
 
     >>> FAMILY.of_title("FLUX.2-klein-9B").sample_steps
@@ -136,10 +136,6 @@ class Flux2KleinFamily(DiffusersFamily):
     text_taps = (9, 18, 27)
     pads_text = True
     text_tokens = 12
-    # Qwen3-4B by its config; the head is the table of its tokens.
-    published_text = EncoderSize(3_633_315_840, 389_152_256)
-    published_text_sizes = (2560, 9728)
-    published_text_layers = 36
     published_vae = EncoderSize(0, 84_046_372)
     empty_negative = ""
     recipes = dict.fromkeys(published.values(), RECIPE)

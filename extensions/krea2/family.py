@@ -14,7 +14,12 @@ from typing import Any
 from toolkit.config.sections.model_files import INDEX, read_model_json
 from toolkit.contracts.model import DynamicShift, LicenceTerms
 from toolkit.models.families import EncoderSize, ModelSizeInfo
-from toolkit.models.folder_family import BANDED_VAE, DiffusersFamily, part_config
+from toolkit.models.folder_family import (
+    BANDED_VAE,
+    DiffusersFamily,
+    Qwen3Texts,
+    part_config,
+)
 from toolkit.models.recipes import Recipe
 
 RAW = "Krea-2-Raw"
@@ -92,7 +97,7 @@ RECIPE = Recipe(
 )
 
 
-class Krea2Family(DiffusersFamily):
+class Krea2Family(Qwen3Texts, DiffusersFamily):
     """See `ModelFamily`.
 
     >>> FAMILY.of_title("Krea-2-Turbo").sample_steps
@@ -125,10 +130,8 @@ class Krea2Family(DiffusersFamily):
     text_width_key = "text_hidden_dim"
     text_taps = TAPS
     text_tokens = 5
-    # Qwen3-VL-4B by its config; its vision tower is not used.
-    published_text = EncoderSize(3_633_315_840, 389_152_256, 415_347_712)
-    published_text_sizes = (2560, 9728)
-    published_text_layers = 36
+    # That of Qwen3-VL-4B is the same; its vision tower is not used.
+    published_text = replace(Qwen3Texts.published_text, unused=415_347_712)
     published_vae = EncoderSize(0, 126_892_531)
     published_vae_width = 96
     vae_tensors = BANDED_VAE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.models.families import EncoderSize
-from toolkit.models.folder_family import DiffusersFamily
+from toolkit.models.folder_family import DiffusersFamily, Qwen3Texts
 from toolkit.models.recipes import OnHub, Recipe
 
 TURBO = "Z-Image-Turbo"
@@ -53,7 +53,7 @@ ADAPTER = OnHub(
 """Source: its README."""
 
 
-class ZImageFamily(DiffusersFamily):
+class ZImageFamily(Qwen3Texts, DiffusersFamily):
     """See `ModelFamily`.
 
     >>> FAMILY.of_title("Z-Image-Turbo").sample_steps
@@ -88,10 +88,6 @@ class ZImageFamily(DiffusersFamily):
     text_taps = (-2,)
     thinks = True
     text_tokens = 8
-    # Qwen3-4B by its config; the head is the table of its tokens.
-    published_text = EncoderSize(3_633_315_840, 389_152_256)
-    published_text_sizes = (2560, 9728)
-    published_text_layers = 36
     published_vae = EncoderSize(0, 83_819_683)
     empty_negative = ""
     recipes = {  # noqa: RUF012

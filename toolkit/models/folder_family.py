@@ -101,6 +101,19 @@ class Joint(NamedTuple):
         return not (self.has and self.wants) or self.has == self.wants
 
 
+class Qwen3Texts:
+    """The facts of Qwen3-4B, the text encoder of several families, by its config. Its
+    head is the table of its tokens. A class of a family names it before its base.
+
+    >>> Qwen3Texts.published_text_layers
+    36
+    """
+
+    published_text = EncoderSize(3_633_315_840, 389_152_256)
+    published_text_sizes = (2560, 9728)
+    published_text_layers = 36
+
+
 class DiffusersFamily(ModelFamily):
     """See `ModelFamily`. All sizes of the transformer follow from the names and shapes
     of its weights. A subclass gives the facts; those without a default are the numbers
