@@ -45,7 +45,14 @@ from tests.diffusers_reference import (
     relative,
     write_unit_gain,
 )
-from tests.faults.conftest import KILL, STEP, Job, draw_pictures, pictures_of
+from tests.faults.conftest import (
+    KILL,
+    STEP,
+    Job,
+    draw_pictures,
+    pictures_of,
+    section_of,
+)
 from tests.faults.nursery import Nursery
 from tests.measured import at_least, at_most
 from tests.network_files import save_network
@@ -442,34 +449,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def section(plain: Path, pictures: Path) -> dict[str, Any]:
-    """EMA, accumulation across the end of the epoch, samples between the saves."""
-    return {
-        "type": "sd_trainer",
-        "device": "cpu",
-        "training_seed": 3,
-        "network": {"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
-        "save": {"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
-        "datasets": [{"folder_path": str(pictures), "resolution": 64}],
-        "train": {
-            "steps": 4,
-            "gradient_accumulation": 2,
-            "lr": 0.01,
-            "optimizer": "adamw",
-            "dtype": "fp32",
-            "gradient_checkpointing": False,
-            "ema_config": {"use_ema": True, "ema_decay": 0.9},
-        },
-        "sample": {
-            "prompts": ["a photo"],
-            "width": 64,
-            "height": 64,
-            "sample_steps": 2,
-            "sample_every": 3,
-            "guidance_scale": 2,
-            "format": "png",
-        },
-        "model": {"name_or_path": str(plain)},
-    }
+    section = section_of(plain, pictures)
+    section["train"]["steps"] = 4
+    section["sample"]["guidance_scale"] = 2
+    return section
 
 
 @pytest.fixture

@@ -53,10 +53,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_pictures(tmp_path_factory.mktemp("data"), "a", "b", "c")
 
 
-@pytest.fixture(scope="session")
-def small_section(tiny_model: Path, pictures: Path) -> dict:
-    """Dropout of both kinds, EMA, accumulation across the end of the epoch, samples
-    between the saves."""
+def section_of(model: Path, pictures: Path) -> dict[str, Any]:
+    """EMA, accumulation across the end of the epoch, samples between the saves."""
     return {
         "type": "sd_trainer",
         "training_folder": "output",
@@ -64,13 +62,7 @@ def small_section(tiny_model: Path, pictures: Path) -> dict:
         "training_seed": 3,
         "network": {"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
         "save": {"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
-        "datasets": [
-            {
-                "folder_path": str(pictures),
-                "resolution": 64,
-                "caption_dropout_rate": 0.3,
-            }
-        ],
+        "datasets": [{"folder_path": str(pictures), "resolution": 64}],
         "train": {
             "steps": STEPS,
             "gradient_accumulation": 2,
@@ -88,11 +80,17 @@ def small_section(tiny_model: Path, pictures: Path) -> dict:
             "sample_every": 3,
             "format": "png",
         },
-        "model": {
-            "name_or_path": str(tiny_model),
-            "model_kwargs": {"match_target_res": True},
-        },
+        "model": {"name_or_path": str(model)},
     }
+
+
+@pytest.fixture(scope="session")
+def small_section(tiny_model: Path, pictures: Path) -> dict:
+    """With dropout of both kinds."""
+    section = section_of(tiny_model, pictures)
+    section["datasets"][0]["caption_dropout_rate"] = 0.3
+    section["model"]["model_kwargs"] = {"match_target_res": True}
+    return section
 
 
 @dataclass
