@@ -382,7 +382,6 @@ def test_the_guide_says_whose_time_it_is() -> None:
         "about 4.3 h on an RTX 4070 (calculated)" in guide
         and "(measured here)" in guide
     )
-    assert "on a CPU, that `the first steps will tell`" in guide
     assert "`fits its 24.0 GB`" in guide and "`does not fit its 24.0 GB`" in guide
 
 
