@@ -196,7 +196,6 @@ def plain_rival(
     folder: Path,
     dtype: torch.dtype,
     ours: OurLoop,
-    checkpointing: bool,
     quanto: bool = False,
     lean: bool = False,
 ) -> PlainLoop:
@@ -204,7 +203,7 @@ def plain_rival(
     batch and draws.
 
     quanto: the blocks' linears are optimum-quanto's own int8 ones. lean: without the
-    mask, in bf16 under autocast.
+    mask and gradient checkpointing, in bf16 under autocast.
     """
     transformer = QwenImageTransformer2DModel.from_pretrained(
         folder, subfolder="transformer", torch_dtype=dtype
@@ -216,7 +215,7 @@ def plain_rival(
         ours.network.targets,
         ours.batch,
         ours.step_fn.sample_noise_and_t,
-        checkpointing,
+        not lean,
     )
     plain = PlainLoop(
         transformer, *given, autocast=lean and dtype is torch.bfloat16, mask=not lean
