@@ -91,12 +91,18 @@ class Loss:
     def add(self, meant_OI: Tensor, written_OI: Tensor) -> None:
         """Adds the change of a layer, as it is meant and as it is written, both
         float32."""
-        self._lost += float((written_OI - meant_OI).norm(dtype=torch.float64)) ** 2
-        self._whole += float(meant_OI.norm(dtype=torch.float64)) ** 2
+        self._lost += _sum_of_squares(written_OI - meant_OI)
+        self._whole += _sum_of_squares(meant_OI)
 
     def __str__(self) -> str:
         error = (self._lost / self._whole) ** 0.5 if self._whole else 0.0
         return f"relative error of the change {error:.2e}"
+
+
+def _sum_of_squares(change_OI: Tensor) -> float:
+    # Each row in float32: in float64 a norm takes ten times as long on a CPU.
+    rows_O = torch.linalg.vector_norm(change_OI, dim=-1)
+    return float(rows_O.double().square().sum())
 
 
 def number_type(given: str | None, inputs: Iterable[torch.dtype]) -> torch.dtype:

@@ -186,16 +186,17 @@ class MergeProcess(BaseExtensionProcess):
             raise UserError(
                 f"base: {name} is {weight.dtype}; {', '.join(DTYPES)} can be merged into."
             )
-        changed = weight.float()
+        dtype = number_type(self.section.dtype, [weight.dtype])
+        if not changes:
+            return weight.to(dtype).contiguous()
+        base = changed = weight.float()
         for change, strength in changes:
             added = change.bias if name.endswith(".bias") else None
             if added is None:
                 added = change.delta_for(changed)
             changed = changed + strength * added
-        dtype = number_type(self.section.dtype, [weight.dtype])
         written = changed.to(dtype).contiguous()
-        if changes:
-            self._loss.add(changed - weight.float(), written.float() - weight.float())
+        self._loss.add(changed - base, written.float() - base)
         return written
 
     def _into_file(self, files: Sequence[tuple[AdapterFile, float]]) -> None:

@@ -121,16 +121,17 @@ def named_elsewhere(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
     given = set(layers)
     for family in families():
         found: dict[str, tuple[str, ...]] = {}
-        has_all = bool(family.layer_names)
         for name, parts in family.layer_names.items():
             pattern = re.compile(re.escape(parts[0]).replace(r"\*", r"(\d+)"))
             matches = [match for match in map(pattern.fullmatch, given) if match]
-            has_all = has_all and bool(matches)
+            if not matches:
+                found = {}
+                break
             for match in matches:
                 number = match[1] if match.lastindex else ""
                 ours = tuple(part.replace("*", number) for part in parts)
                 found[name.replace("*", number)] = ours
-        if has_all and all(map(given.issuperset, found.values())):
+        if found and all(map(given.issuperset, found.values())):
             return found
     return {}
 
