@@ -104,7 +104,7 @@ DTYPE = torch.bfloat16
 CFG = 4.0
 
 
-def write_model(folder: Path, blocks: int = 4, heads: int = 16) -> Path:
+def write_model(folder: Path, blocks: int = 2, heads: int = 16) -> Path:
     """A complete tiny Qwen-Image, its transformer in bfloat16."""
     write_tiny_model(folder, TinySpec(arch="qwen_image", layers=blocks, heads=heads))
     for shard in (folder / "transformer").glob("*.safetensors"):
@@ -493,9 +493,9 @@ def first_page(folder: Path, size: int) -> Variants:
 
 
 PARTS = {
-    "latents": Part(first_latents, 4, 1, "images"),
-    "texts": Part(first_texts, 16, 1, "captions"),
-    "sampling": Part(sampling, 5, 1, "steps"),
+    "latents": Part(first_latents, 2, 1, "images"),
+    "texts": Part(first_texts, 8, 1, "captions"),
+    "sampling": Part(sampling, 2, 1, "steps"),
     "generate": Part(generating, 1, 1, "images"),
     "int8": Part(quantizing("int8"), 768, 16, "x 4 rows"),
     "int4": Part(quantizing("int4"), 768, 16, "x 4 rows"),
