@@ -30,8 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.bench_walks import LIBRARY  # noqa: E402
-from benchmarks.source_figures import is_text, sources  # noqa: E402
+from benchmarks.source_figures import LIBRARY, is_text, sources  # noqa: E402
 
 PAGE = "CONTRIBUTING.md"
 BEGIN, END = "<!-- prices -->\n", "<!-- end of the prices -->\n"

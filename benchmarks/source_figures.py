@@ -9,6 +9,9 @@ import ast
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+LIBRARY = ("toolkit", "extensions", "jobs", "launch.py", "run.py")
+"""What counts as ours, from the root of a checkout."""
+
 
 def sources(root: Path, places: Iterable[str]) -> dict[str, str]:
     """POSIX path from `root` -> text, of all Python files under these files and folders

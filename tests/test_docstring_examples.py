@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_walks import LIBRARY
-from benchmarks.source_figures import sources
+from benchmarks.source_figures import LIBRARY, sources
 from tests.conftest import ROOT
 
 WITH_EXAMPLES = [
