@@ -124,15 +124,14 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
         return
     architecture = _architecture(metadata)
     named = named_families(metadata)
-    others = [
-        one
+    kinds_of = {
+        one: _kinds(one, Path(next(iter(one.published))))
         for one in named or published_families()
-        if _kinds(one, Path(next(iter(one.published)))) != kinds
-    ]
+    }
+    others = [one for one in kinds_of if kinds_of[one] != kinds]
     if not named:
-        unknown = [name for name in keys if not _fits([name], kinds)]
-        fitting = [one for one in others if _fits(keys, _kinds(one, Path()))]
-        others = fitting if unknown else []
+        unknown = _others(keys, kinds)
+        others = [one for one in others if unknown and not _others(keys, kinds_of[one])]
         layers = [_OF_LAYER.sub("", name) for name in unknown]
         foreign = "" if others else other_model(layers)
         none_fits = len(unknown) == len(keys) and layers != unknown
@@ -206,7 +205,7 @@ def _flat(name: str) -> str:
     return re.sub(r"(?<=_)\d+(?=_|$)", "N", name.replace(".", "_"))
 
 
-def _fits(keys: Iterable[str], kinds: Iterable[str]) -> bool:
-    """Whether each key belongs to one of these layers."""
+def _others(keys: Iterable[str], kinds: Iterable[str]) -> list[str]:
+    """The keys that belong to none of these layers."""
     pattern = re.compile(f"(?:^|_)(?:{'|'.join(map(re.escape, kinds))})_")
-    return all(pattern.search(_flat(key)) for key in keys)
+    return [key for key in keys if not pattern.search(_flat(key))]
