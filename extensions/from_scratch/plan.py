@@ -28,11 +28,11 @@ from toolkit.data.batches.image_data import ImageData
 from toolkit.memory.estimate import GAPS_SHARE
 from toolkit.plan.memory import (
     CUDA_CONTEXT,
-    HOST_FRAGMENTATION,
     PROCESS_BASELINE,
     PROCESS_BASELINE_WITH_CUDA,
     MemoryEstimate,
     Phase,
+    gaps_on_host,
     positive,
 )
 from toolkit.plan.oom_hints import MemorySaving, smaller_resolution
@@ -73,12 +73,13 @@ class StepBytes:
     def estimate(self, on_gpu: bool) -> MemoryEstimate:
         """The memory of each phase, with the parts that an allocator and a process
         always take."""
-        gaps = GAPS_SHARE if on_gpu else HOST_FRAGMENTATION - 1
+        held = self.gradients
+        gaps = GAPS_SHARE * held if on_gpu else gaps_on_host(held, "none")
         step = {
             "weights": self.weights,
             "average": self.average,
             "gradients": self.gradients,
-            "gaps": int(gaps * self.gradients),
+            "gaps": int(gaps),
         }
         training = step | {"optimizer": self.optimizer}
         phases = {"first step": step, "training": training}

@@ -22,7 +22,7 @@ CUDA_CONTEXT = int(0.7 * GB)
 """Bytes on the GPU besides tensors: CUDA context, kernels, workspaces of the
 libraries."""
 
-PROCESS_BASELINE = int(0.46 * GB)
+PROCESS_BASELINE = int(0.36 * GB)
 """Bytes of the interpreter and the libraries with a CPU build of PyTorch; measured, see
 docs/memory.md."""
 
@@ -33,19 +33,27 @@ TOLERANCE = 0.05
 """By how much of the memory that is there an estimate may exceed it: the estimate may
 be off by as much (docs/memory.md)."""
 
-HOST_FRAGMENTATION = 1.5
-"""Factor on activations in CPU memory: fragmentation of glibc's allocator. Measured,
-see docs/memory.md."""
+HOST_GAPS = {"none": 0.8, "cheap": 1.4}
+"""Level -> the share of the activations that glibc's allocator holds besides in main
+memory. Blocks that are computed again leave more gaps. Measured, see docs/memory.md."""
+
+HOST_GAPS_RECOMPUTED = 1.9
+"""The same for all other levels, and for encoders and samples."""
+
+HOST_GAPS_LARGE, HOST_GAPS_AT_MOST = 0.4, int(0.2 * GB)
+"""Share and bytes that gaps do not exceed together: tensors of 32 MB and more are given
+back at once."""
 
 
 def gaps_on_host(activations: float, level: str = "full") -> float:
-    """Bytes that glibc's allocator holds in addition to so many bytes of activations:
-    half of them, at every level.
+    """Bytes that glibc's allocator holds in addition to so many bytes of activations.
 
     >>> gaps_on_host(2e9)
     1000000000.0
     """
-    return (HOST_FRAGMENTATION - 1) * activations
+    share = HOST_GAPS.get(level, HOST_GAPS_RECOMPUTED)
+    most = HOST_GAPS_LARGE * activations + HOST_GAPS_AT_MOST
+    return min(share * activations, most)
 
 
 @dataclass(frozen=True)

@@ -206,15 +206,15 @@ def step(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
 
 
 def saving(job: JobBytes, choice: Choice, rows: int) -> Bytes:
-    """Bytes on a CPU while the last file and state are copied. The activations are
-    freed, and glibc keeps the gaps between them. rows: of the modulation cache."""
+    """Bytes on a CPU while the last file and state are copied. Activations and gradients
+    are freed, and glibc keeps what lay between them. rows: of the modulation cache."""
     gaps = _gaps(job)
     activations, _ = step_peak(
         job.step, choice.level, partial(gaps, level=choice.level)
     )
     return {
         **at_rest(job, choice, job.training.optimizer, rows),
-        Part.GAPS: gaps(activations, choice.level),
+        Part.GAPS: gaps(activations, choice.level) + job.step.gradients,
         Part.SAVED: job.training.saved,
     }
 

@@ -28,7 +28,12 @@ from toolkit.errors import RunError
 from toolkit.memory.estimate import GB
 from toolkit.models import kept as kept_model
 from toolkit.plan import job_bytes, memory_plan
-from toolkit.plan.memory import GPU_SIZES_GB, Machine, MemoryEstimate
+from toolkit.plan.memory import (
+    GPU_SIZES_GB,
+    Machine,
+    MemoryEstimate,
+    gaps_on_host,
+)
 from toolkit.plan.memory_inputs import ItemGroup, count_trainable_params, group_items
 from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import advice_line, suggestions, why_too_large
@@ -232,7 +237,42 @@ def test_a_cpu_holds_what_a_quantized_block_has_freed() -> None:
     on_host = plan(model=INT8, machine=Machine("cpu"))
     freed = phase(on_host, "loading").parts["one block, quantized"]
     parts = phase(on_host, "training").parts
-    assert parts["gaps"] == pytest.approx(parts["activations"] / 2 + freed)
+    gaps = gaps_on_host(parts["activations"], on_host.level)
+    assert parts["gaps"] == pytest.approx(gaps + freed)
+
+
+@pytest.mark.parametrize(
+    ("level", "activations", "gaps"),
+    [
+        ("none", 0.2, 0.16),
+        ("cheap", 0.1, 0.14),
+        ("keep_attention", 0.1, 0.19),
+        ("full", 0.1, 0.19),
+        ("none", 1.0, 0.6),
+        ("full", 1.0, 0.6),
+    ],
+)
+def test_gaps_of_a_cpu_are_larger_where_blocks_are_computed_again(
+    level: str, activations: float, gaps: float
+) -> None:
+    """In GB, as measured (docs/memory.md)."""
+    assert gaps_on_host(activations * GB, level) == pytest.approx(gaps * GB)
+
+
+def test_gradients_leave_gaps_beside_the_copies_of_a_save() -> None:
+    small, large = (
+        plan(
+            item(64, 0),
+            network={"linear": rank},
+            train={"gradient_checkpointing": "full"},
+            machine=Machine("cpu"),
+        )
+        for rank in (16, 64)
+    )
+    assert small.step and large.step
+    more = large.step.shape.gradients - small.step.shape.gradients
+    gaps = [phase(one, "saving").parts["gaps"] for one in (small, large)]
+    assert gaps[1] - gaps[0] == pytest.approx(more, rel=0.1)
 
 
 def test_held_out_images_are_encoded_too() -> None:
@@ -646,7 +686,7 @@ def test_on_a_cpu_the_last_save_copies_it_beside_all_that_stays(
     copies = phase(found, "saving").parts["copies to be saved"]
     of_training = phase(found, "training").parts.get("copies to be saved", 0)
     assert copies > 10 * GB and of_training == (copies if early else 0)
-    assert (found.peak.name == "saving") == (not early)
+    assert early or found.peak.name == "saving"
 
 
 def test_shuffled_captions_keep_the_whole_text_encoder_on_the_device_or_beside_it() -> (
