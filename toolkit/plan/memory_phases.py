@@ -206,15 +206,16 @@ def step(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
 
 
 def saving(job: JobBytes, choice: Choice, rows: int) -> Bytes:
-    """Bytes on a CPU while the last file and state are copied. Activations and gradients
-    are freed, and glibc keeps what lay between them. rows: of the modulation cache."""
+    """Bytes on a CPU while the last file and state are copied. glibc holds what
+    activations, gradients and quantizing have freed. rows: of the modulation cache."""
     gaps = _gaps(job)
+    freed = job.step.gradients + max(0, _being_quantized(job, choice))
     activations, _ = step_peak(
         job.step, choice.level, partial(gaps, level=choice.level)
     )
     return {
         **at_rest(job, choice, job.training.optimizer, rows),
-        Part.GAPS: gaps(activations, choice.level) + job.step.gradients,
+        Part.GAPS: gaps(activations, choice.level) + freed,
         Part.SAVED: job.training.saved,
     }
 

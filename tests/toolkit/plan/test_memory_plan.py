@@ -239,6 +239,7 @@ def test_a_cpu_holds_what_a_quantized_block_has_freed() -> None:
     parts = phase(on_host, "training").parts
     gaps = gaps_on_host(parts["activations"], on_host.level)
     assert parts["gaps"] == pytest.approx(gaps + freed)
+    assert phase(on_host, "saving").parts["gaps"] > freed
 
 
 @pytest.mark.parametrize(
