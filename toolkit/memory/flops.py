@@ -23,6 +23,7 @@ RECOMPUTED = {
     "none": (0, 0),
     "cheap": (0, 0),
     "keep_attention": (1, 0),
+    "offload_attention": (1, 0),
     "full": (1, 1),
     "full_offload": (1, 1),
     "block_offload": (1, 1),

@@ -51,6 +51,9 @@ twice, gradient, clipping."""
 AVERAGE_ACCESSES = 12
 """The same of its average."""
 
+OTHER_LEVEL = {"full": "offload_attention", "offload_attention": "full"}
+"""Level -> the one that differs from it in where attention comes from."""
+
 Often = Callable[[tuple[int, float]], int]
 """From an interval in (steps, epochs) to how often it comes in a run, the end
 included."""
@@ -101,9 +104,11 @@ class _RunWork:
 
     def whole(self, steps: int, often: Often, save: SaveSize) -> RunWork:
         section = self.section
-        step = self.step()
+        level = self.memory.level
+        step = self.step(level)
         if steps == UNTIL_THE_DATA_ENDS:
-            return RunWork(step, 0, self.memory.level)
+            return RunWork(step, 0, level)
+        other = "" if section.train.parallel == "fsdp" else OTHER_LEVEL.get(level, "")
         validations = 0
         if section.validation:
             validations = 1 + often((section.validation.every, 0))
@@ -112,7 +117,9 @@ class _RunWork:
         return RunWork(
             step,
             steps,
-            self.memory.level,
+            level,
+            other_level=other,
+            other_step=self.step(other) if other else None,
             samples=samples,
             pictures=pictures,
             validation=self.validation().times(validations),
@@ -124,7 +131,7 @@ class _RunWork:
 
     # ------------------------------------------------------------ a step
 
-    def step(self) -> StepWork:
+    def step(self, level: str) -> StepWork:
         """The mean over the images, each in a batch of its size."""
         train = self.section.train
         images, micro_batches = share_of_rank(train)
@@ -140,9 +147,7 @@ class _RunWork:
             passes = 1 + 2 * preservations
             forward += self._forward(batch).times(share * passes)
             forward += self._encoded_again(group, batch).times(share)
-            one_backward = self.blocks.backward(
-                batch.tokens, pairs_of(batch), self.memory.level
-            )
+            one_backward = self.blocks.backward(batch.tokens, pairs_of(batch), level)
             backward += one_backward.times(share * (1 + preservations))
         optimizer = (
             STEP_ACCESSES * self.trained.weights

@@ -16,6 +16,7 @@ from functools import reduce
 from operator import add
 
 from toolkit.config.reading.field_types import CHECKPOINTING_LEVELS, OFFLOADING_LEVELS
+from toolkit.memory.estimate import OF_ATTENTION, OF_INPUT
 from toolkit.memory.flops import BACKWARD_ATTENTION_EXECUTED, RECOMPUTED
 from toolkit.plan.cards import Card
 
@@ -78,6 +79,9 @@ memory")."""
 DISK_BYTES_S = 1e9
 """Bytes per second that a disk reads and writes; an assumption. NVMe disks read 2 to 7,
 SATA ones 0.5."""
+
+WORTH_SAYING = 0.05
+"""Share of a step's time from which on a faster level is named."""
 
 SETUP_S = 2.0
 """Seconds before the first step that are none of the other parts."""
@@ -280,10 +284,12 @@ class Blocks:
             model_passes += 1  # and of the weights
         products = model_passes * 2.0 * self.token_weights * tokens
         products += (2 + again) * 2.0 * self.adapter_weights * tokens
-        inputs = 0.0
+        waiting = 0.0
         saved = 0.0
+        if level == "offload_attention":  # there and back
+            waiting = 2 * (OF_ATTENTION - OF_INPUT) * self._unit(tokens)
         if level in OFFLOADING_LEVELS:
-            inputs = self._unit(tokens)
+            waiting = self._unit(tokens)
         if level == "block_offload":
             saved = self.saved_units * self._unit(tokens)
         return PassWork(
@@ -294,7 +300,7 @@ class Blocks:
             + elementwise_again
             + ELEMENTWISE_BACKWARD * self._unit(tokens),
             weights=(1 + again) * self.extra_bytes,
-            bus=self.swapped_bytes + inputs + (2 - AWAITED) * saved,  # there and back
+            bus=self.swapped_bytes + waiting + (2 - AWAITED) * saved,  # there and back
             awaited=AWAITED * saved,
             kernels=(1 - FORWARD_KERNELS) * self.kernels_per_block * self.blocks,
             copied=forward.copied,
@@ -328,6 +334,11 @@ class StepWork:
             card, compiled
         )
         return passes + self.optimizer_bytes / (1e9 * card.memory_gb_s)
+
+    def less_than(self, other: StepWork, card: Card, compiled: bool) -> float:
+        """The share of the other step's seconds that this one saves; negative where it
+        takes longer."""
+        return 1 - self.seconds(card, compiled) / other.seconds(card, compiled)
 
     def arrival(self, card: Card) -> str:
         """What the plan says of what waits in main memory; empty where no block does."""
@@ -366,6 +377,13 @@ class RunWork:
     level: str
     """The level of checkpointing."""
 
+    other_level: str = ""
+    """`offload_attention` at `full`, and the reverse: which of them is faster is a
+    question of the bus. Empty at other levels."""
+
+    other_step: StepWork | None = None
+    """The step at that level."""
+
     samples: PassWork = PassWork()
     pictures: float = 0.0
     """Sample images, of all sets."""
@@ -381,6 +399,20 @@ class RunWork:
 
     written_bytes: float = 0.0
     """Bytes of the last save, which the end waits for."""
+
+    def faster_level(self, card: Card, compiled: bool) -> str:
+        """What the plan says of `other_level`; empty where it saves less than
+        `WORTH_SAYING`."""
+        if self.other_step is None:
+            return ""
+        less = self.other_step.less_than(self.step, card, compiled)
+        if less < WORTH_SAYING:
+            return ""
+        percent = round(100 * less)
+        return (
+            f"{percent} % less with gradient_checkpointing: {self.other_level} "
+            "(calculated, never measured)"
+        )
 
     def parts(
         self, card: Card, compiled: bool, compile_s: float | None = None
