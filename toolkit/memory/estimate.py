@@ -129,6 +129,9 @@ class StepShape:
     """Whether the blocks are compiled: they keep the tensors that the partitioner
     chooses."""
 
+    kernels: int = KERNELS_PER_BLOCK[""]
+    """Of `KERNELS_PER_BLOCK`."""
+
     outside: int = 0
     """Bytes of activations that layers outside of the blocks keep."""
 
@@ -305,7 +308,7 @@ def step_seconds(level: str, work: StepShape, flops: float) -> float:
     host's time anyway."""
     linear, _ = RECOMPUTED[level]
     of_gpu = 2 * WEIGHTS_PER_TOKEN * work.width**2 * work.tokens * (2 + linear) / flops
-    return work.blocks * max(of_gpu, KERNELS_PER_BLOCK * LAUNCH_S * HOST_SHARE[level])
+    return work.blocks * max(of_gpu, work.kernels * LAUNCH_S * HOST_SHARE[level])
 
 
 def fastest_level_that_fits(

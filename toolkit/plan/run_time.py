@@ -16,7 +16,7 @@ from toolkit.config.sections.output import SampleConfig, SamplePicture
 from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
-from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN
+from toolkit.memory.flops import WEIGHTS_PER_TOKEN
 from toolkit.models.families import (
     ModelFamily,
     ModelSizeInfo,
@@ -30,6 +30,7 @@ from toolkit.plan.memory_inputs import (
     ItemGroup,
     LargestBatch,
     TrainableParams,
+    block_kernels,
     count_trainable_params,
     share_of_rank,
 )
@@ -303,7 +304,7 @@ def blocks_of(
         token_weights=used / streams,
         number_bytes=number_bytes,
         trains_model=section.network.trains_model,
-        kernels_per_block=KERNELS_PER_BLOCK,
+        kernels_per_block=block_kernels(model),
         saved_units=units.everything[number_bytes > 2],
     )
     extra = 0.0

@@ -17,7 +17,11 @@ from operator import add
 
 from toolkit.config.reading.field_types import CHECKPOINTING_LEVELS, OFFLOADING_LEVELS
 from toolkit.memory.estimate import OF_ATTENTION, OF_INPUT
-from toolkit.memory.flops import BACKWARD_ATTENTION_EXECUTED, RECOMPUTED
+from toolkit.memory.flops import (
+    BACKWARD_ATTENTION_EXECUTED,
+    KERNELS_PER_BLOCK,
+    RECOMPUTED,
+)
 from toolkit.plan.cards import Card
 
 PRODUCTS = 0.79
@@ -134,6 +138,10 @@ class PassWork:
     kernels: float = 0.0
     """That the host starts where blocks are not compiled."""
 
+    plain_kernels: float = 0.0
+    """The same where blocks are not quantized, which decides for compiled ones: they
+    dequantize in kernels that are there anyway."""
+
     copied: float = 0.0
     """Those of `bus` that are copied from a mapped file before."""
 
@@ -175,7 +183,8 @@ class PassWork:
         >>> f"{PassWork(products=1e14).seconds(asked_card('4090')):.2f} s"
         '0.77 s'
         """
-        host_s = HOST_S * self.kernels * (COMPILED_HOST_SHARE if compiled else 1.0)
+        kernels = COMPILED_HOST_SHARE * self.plain_kernels if compiled else self.kernels
+        host_s = HOST_S * kernels
         return max(
             self.busy_seconds(card, compiled), host_s, self.arrival(card)[0]
         ) + self.awaited / _bus_bytes_s(card)
@@ -266,6 +275,7 @@ class Blocks:
             weights=self.extra_bytes,
             bus=self.swapped_bytes,
             kernels=FORWARD_KERNELS * self.kernels_per_block * self.blocks,
+            plain_kernels=FORWARD_KERNELS * KERNELS_PER_BLOCK[""] * self.blocks,
             copied=self.copied_bytes,
             read=self.from_disk * self.copied_bytes,
         )
@@ -303,6 +313,7 @@ class Blocks:
             bus=self.swapped_bytes + waiting + (2 - AWAITED) * saved,  # there and back
             awaited=AWAITED * saved,
             kernels=(1 - FORWARD_KERNELS) * self.kernels_per_block * self.blocks,
+            plain_kernels=(1 - FORWARD_KERNELS) * KERNELS_PER_BLOCK[""] * self.blocks,
             copied=forward.copied,
             read=forward.read,
         )
