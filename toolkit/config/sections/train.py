@@ -750,9 +750,9 @@ class TrainConfig(OptimizationConfig):
     and the same gradients (bit for bit on a CPU; on a GPU the backward pass of
     attention is not deterministic). none (= false): nothing. cheap: everything but
     matrix products and attention. keep_attention: everything but attention.
-    offload_attention: the same, with the results of attention in CPU memory (its time
-    was never measured on a GPU; `auto` does not choose it). full (= true): everything.
-    full_offload: everything, with the checkpoints in CPU memory.
+    offload_attention: the same, with its results in CPU memory (no GPU has measured it,
+    so `auto` does not choose it). full (= true): everything. full_offload: everything,
+    with the checkpoints in CPU memory.
     block_offload: so is what a block saves while it is recomputed; such blocks are not
     compiled. auto: the fastest level up to full_offload that fits the free memory,
     tested with the largest batch."""
