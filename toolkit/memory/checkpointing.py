@@ -204,6 +204,4 @@ class _Attention(TorchDispatchMode):
 
 
 def _on_device(kept: Any) -> Any:
-    if isinstance(kept, Tensor):
-        return kept.detach()  # the graph of another backward pass may have it
-    return kept() if callable(kept) else kept  # also integers
+    return kept() if callable(kept) else kept  # tensors that stayed, and integers

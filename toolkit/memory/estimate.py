@@ -130,7 +130,7 @@ class StepShape:
     chooses."""
 
     kernels: int = KERNELS_PER_BLOCK[""]
-    """Of `KERNELS_PER_BLOCK`."""
+    """A value of `KERNELS_PER_BLOCK`."""
 
     outside: int = 0
     """Bytes of activations that layers outside of the blocks keep."""
