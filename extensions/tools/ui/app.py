@@ -52,6 +52,7 @@ ROUTES = [
     _post("/start", queue.try_mascots),
     _get("/runs/{run}", after.page),
     _get("/runs/{run}/samples/{name}", run.sample),
+    _get("/runs/{run}/animations/{index:int}.{kind}", run.animation),
     _get("/runs/{run}/references/{index:int}/{slot:int}", run.reference),
     _get("/runs/{run}/curves", run.curves),
     _get("/runs/{run}/live", run.live),
