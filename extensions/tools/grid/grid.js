@@ -4,23 +4,30 @@
   const key = 'atelier-grid-' + data.id;
   const grid = document.getElementById('grid');
   const box = document.getElementById('box');
-  const byId = (id) => document.getElementById(id);
-  const hidden = { row: new Set(), column: new Set() };
+  const byId = id => document.getElementById(id);
+  const hidden = {row: new Set(), column: new Set()};
   let at = null;
   let favourites = new Set();
   function recall() {
-    try { favourites = new Set(JSON.parse(localStorage.getItem(key) || '[]')); } catch (error) { /* not allowed here */ }
+    try {
+      favourites = new Set(JSON.parse(localStorage.getItem(key) || '[]'));
+    } catch (error) {
+      /* not allowed here */
+    }
   }
 
   const cellAt = (row, column) => grid.querySelector(`td[data-row="${row}"][data-column="${column}"]`);
-  const place = (cell) => [Number(cell.dataset.row), Number(cell.dataset.column)];
-  const fileOf = (cell) => { const [row, column] = place(cell); return data.files[row][column]; };
-  const isThere = (cell) => cell && cell.querySelector('img') !== null;
+  const place = cell => [Number(cell.dataset.row), Number(cell.dataset.column)];
+  const fileOf = cell => {
+    const [row, column] = place(cell);
+    return data.files[row][column];
+  };
+  const isThere = cell => cell && cell.querySelector('img') !== null;
 
   function describe(cell) {
     const [row, column] = place(cell);
-    const { name, strength } = data.columns[column];
-    const { prompt, cfg, seed } = data.rows[row];
+    const {name, strength} = data.columns[column];
+    const {prompt, cfg, seed} = data.rows[row];
     return `${name}${strength === null ? '' : ' x ' + strength} | cfg ${cfg}, seed ${seed} | ${prompt}`;
   }
 
@@ -53,12 +60,14 @@
   // The favourites in the order of the grid, as they are exported.
   function choice() {
     const found = [];
-    data.files.forEach((files, row) => files.forEach((file, column) => {
-      if (favourites.has(file)) {
-        const { lora, strength } = data.columns[column];
-        found.push({ file, lora, strength, ...data.rows[row] });
-      }
-    }));
+    data.files.forEach((files, row) =>
+      files.forEach((file, column) => {
+        if (favourites.has(file)) {
+          const {lora, strength} = data.columns[column];
+          found.push({file, lora, strength, ...data.rows[row]});
+        }
+      }),
+    );
     return found;
   }
 
@@ -67,7 +76,11 @@
     const file = fileOf(cell);
     recall(); // another window may have marked some
     if (!favourites.delete(file)) favourites.add(file);
-    try { localStorage.setItem(key, JSON.stringify([...favourites])); } catch (error) { /* kept for this visit */ }
+    try {
+      localStorage.setItem(key, JSON.stringify([...favourites]));
+    } catch (error) {
+      /* kept for this visit */
+    }
     show();
   }
 
@@ -77,14 +90,14 @@
     if (box.hidden) {
       const button = cell.querySelector('button');
       if (button) button.focus();
-      cell.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+      cell.scrollIntoView({block: 'nearest', inline: 'nearest'});
     }
   }
 
   // The next image in a direction that is neither hidden nor missing.
   function move(down, right) {
     if (!at) {
-      const first = [...grid.querySelectorAll('td')].find((cell) => isThere(cell) && cell.offsetParent !== null);
+      const first = [...grid.querySelectorAll('td')].find(cell => isThere(cell) && cell.offsetParent !== null);
       if (first) goTo(first);
       return;
     }
@@ -94,7 +107,10 @@
       column += right;
       const cell = cellAt(row, column);
       if (!cell) return;
-      if (isThere(cell) && !hidden.row.has(row) && !hidden.column.has(column)) { goTo(cell); return; }
+      if (isThere(cell) && !hidden.row.has(row) && !hidden.column.has(column)) {
+        goTo(cell);
+        return;
+      }
     }
   }
 
@@ -128,13 +144,13 @@
   function save() {
     const text = JSON.stringify(choice(), null, 2) + '\n';
     const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([text], { type: 'application/json' }));
+    link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
     link.download = 'favourites.json';
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  grid.addEventListener('click', (event) => {
+  grid.addEventListener('click', event => {
     const button = event.target.closest('button');
     if (!button) return;
     const cell = button.closest('td');
@@ -142,24 +158,31 @@
     else if (button.classList.contains('star')) mark(cell);
     else if (button.classList.contains('open')) open(cell);
   });
-  byId('show').addEventListener('click', () => { hidden.row.clear(); hidden.column.clear(); show(); });
+  byId('show').addEventListener('click', () => {
+    hidden.row.clear();
+    hidden.column.clear();
+    show();
+  });
   byId('export').addEventListener('click', save);
-  byId('size').addEventListener('input', (event) => grid.style.setProperty('--size', event.target.value + 'px'));
+  byId('size').addEventListener('input', event => grid.style.setProperty('--size', event.target.value + 'px'));
   byId('previous').addEventListener('click', () => move(0, -1));
   byId('next').addEventListener('click', () => move(0, 1));
   byId('mark').addEventListener('click', () => mark(at));
   byId('close').addEventListener('click', close);
 
-  document.addEventListener('keydown', (event) => {
+  document.addEventListener('keydown', event => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input')) return;
-    const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+    const moves = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]};
     if (moves[event.key]) move(...moves[event.key]);
     else if (event.key === 'Escape') close();
     else if (event.key === 'f' || event.key === 'F') mark(at);
     else return;
     event.preventDefault();
   });
-  window.addEventListener('storage', () => { recall(); show(); });
+  window.addEventListener('storage', () => {
+    recall();
+    show();
+  });
   recall();
   show();
 })();

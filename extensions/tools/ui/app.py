@@ -15,6 +15,7 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
@@ -115,9 +116,9 @@ ROUTES = [
     _get("/datasets/{d}/thumbs/{name:path}", datasets.thumb),
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
-    Mount("/static/pages", StaticFiles(directory=PAGES)),
+    Mount("/static/pages", GZipMiddleware(StaticFiles(directory=PAGES))),
     Mount("/static/mascots", StaticFiles(directory=runs.PICTURES, check_dir=False)),
-    Mount("/static", StaticFiles(directory=HERE / "static")),
+    Mount("/static", GZipMiddleware(StaticFiles(directory=HERE / "static"))),
 ]
 """All addresses. A GET request changes nothing. The guard protects every address except
 /login, /healthz and /static/."""

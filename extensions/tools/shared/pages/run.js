@@ -4,12 +4,16 @@ import {viewer} from './viewer.js';
 
 export const $ = name => document.getElementById(name);
 export const data = JSON.parse($('data').textContent);
-export const {here, words} = data;  // here: the page's address; empty: all that it shows is in it
+export const {here, words} = data; // here: the page's address; empty: all that it shows is in it
 
 // ---------------------------------------------------------------- samples
-const samples = data.samples, shots = $('shots'), slider = $('step'), stepLinks = document.querySelector("#steps .marks");
-const stepName = step => step ? words.at.replace('{step}', step.toLocaleString('en')) : words.alone;
-const address = (file, side) => here ? `${here}/samples/${encodeURIComponent(file)}${side ? `?side=${side}` : ''}` : file;
+const samples = data.samples,
+  shots = $('shots'),
+  slider = $('step'),
+  stepLinks = document.querySelector('#steps .marks');
+const stepName = step => (step ? words.at.replace('{step}', step.toLocaleString('en')) : words.alone);
+const address = (file, side) =>
+  here ? `${here}/samples/${encodeURIComponent(file)}${side ? `?side=${side}` : ''}` : file;
 
 // The image stays until the next one is there, so that the slider moves through them without a flash.
 function showIn(link, row, at) {
@@ -17,7 +21,9 @@ function showIn(link, row, at) {
   link.dataset.step = stepName(samples.steps[at]);
   if (!file) {
     link.removeAttribute('href');
-    return link.replaceChildren(Object.assign(document.createElement('span'), {className: 'blank faint', textContent: words.missing}));
+    return link.replaceChildren(
+      Object.assign(document.createElement('span'), {className: 'blank faint', textContent: words.missing}),
+    );
   }
   const image = link.querySelector('img') ?? new Image();
   if (image.isConnected && !calm.matches) fade(link, image);
@@ -32,26 +38,33 @@ function fade(link, image) {
   link.querySelector('.before')?.remove();
   const before = Object.assign(image.cloneNode(), {className: 'before', alt: ''});
   link.append(before);
-  before.animate({opacity: [1, 0]}, 150).finished.then(() => before.remove(), () => {});
+  before.animate({opacity: [1, 0]}, 150).finished.then(
+    () => before.remove(),
+    () => {},
+  );
 }
 
 function showSamples() {
-  const at = Number(slider.value), step = samples.steps[at];
+  const at = Number(slider.value),
+    step = samples.steps[at];
   slider.hidden = samples.steps.length < 2;
   $('shown').textContent = slider.ariaValueText = stepName(step);
   document.querySelector('.alone').hidden = step > 0;
-  [...stepLinks.children].forEach((mark, place) => place === at ? mark.setAttribute('aria-current', 'true') : mark.removeAttribute('aria-current'));
+  [...stepLinks.children].forEach((mark, place) =>
+    place === at ? mark.setAttribute('aria-current', 'true') : mark.removeAttribute('aria-current'),
+  );
   for (const figure of shots.children) {
     const row = samples.rows[figure.dataset.row];
     showIn(figure.querySelector('.now'), row, at);
-    for (const near of here ? [at - 1, at + 1] : []) if (row.files[near]) new Image().src = address(row.files[near], shots.dataset.side);
+    for (const near of here ? [at - 1, at + 1] : [])
+      if (row.files[near]) new Image().src = address(row.files[near], shots.dataset.side);
   }
 }
 
 export function takeSamples(event) {
   const step = event.step;
   if (!Number.isInteger(step)) return;
-  if (!samples.steps.length) return location.reload();  // the first ones: the page has no place for them yet
+  if (!samples.steps.length) return location.reload(); // the first ones: the page has no place for them yet
   const wasLast = Number(slider.value) === samples.steps.length - 1;
   let at = samples.steps.indexOf(step);
   if (at < 0) {
@@ -59,7 +72,10 @@ export function takeSamples(event) {
     at = at < 0 ? samples.steps.length : at;
     samples.steps.splice(at, 0, step);
     samples.rows.forEach(row => row.files.splice(at, 0, null));
-    const mark = Object.assign(document.createElement('a'), {href: `${here}?step=${step}#samples`, textContent: step.toLocaleString('en')});
+    const mark = Object.assign(document.createElement('a'), {
+      href: `${here}?step=${step}#samples`,
+      textContent: step.toLocaleString('en'),
+    });
     stepLinks.insertBefore(mark, stepLinks.children[at] ?? null);
     slider.max = samples.steps.length - 1;
   }
@@ -72,7 +88,8 @@ export function takeSamples(event) {
 }
 
 if (slider) {
-  slider.hidden = samples.steps.length < 2, stepLinks.hidden = false;
+  slider.hidden = samples.steps.length < 2;
+  stepLinks.hidden = false;
   slider.addEventListener('input', showSamples);
   stepLinks.classList.toggle('ends', samples.steps.length > 12);
   stepLinks.addEventListener('click', event => {
@@ -83,7 +100,7 @@ if (slider) {
     showSamples();
   });
   for (const link of shots.querySelectorAll('.frame:not([href]):has(img)')) link.href = link.querySelector('img').src;
-  let figure = null;  // of the sample that is shown large
+  let figure = null; // of the sample that is shown large
   const caption = link => {
     figure = link.closest('figure');
     return `${link.dataset.step ?? ''} ${figure.querySelector('figcaption').textContent}`;
@@ -98,10 +115,17 @@ if (slider) {
 
 // ---------------------------------------------------------------- curves
 const plots = new Map();
-export let latest = data, range = null;
+export let latest = data,
+  range = null;
 const shared = {
-  share: () => Number($('smooth').value) / 100, log: () => $('log-scale').checked, marks: () => latest.marks ?? [],
-  texts: words.curves, zoomed: (from, to) => { range = from === null ? null : [from, to]; showCurves(); },
+  share: () => Number($('smooth').value) / 100,
+  log: () => $('log-scale').checked,
+  marks: () => latest.marks ?? [],
+  texts: words.curves,
+  zoomed: (from, to) => {
+    range = from === null ? null : [from, to];
+    showCurves();
+  },
 };
 
 // The first diagram marks the sets of samples alone; all events are marked in those below More.
@@ -112,34 +136,65 @@ export const source = {
   async diagrams() {
     const within = curve => {
       const isInside = (_, index) => curve.steps[index] >= range[0] && curve.steps[index] <= range[1];
-      return {...curve, ...Object.fromEntries(['steps', 'low', 'high', 'mean'].map(kind => [kind, curve[kind].filter(isInside)]))};
+      return {
+        ...curve,
+        ...Object.fromEntries(['steps', 'low', 'high', 'mean'].map(kind => [kind, curve[kind].filter(isInside)])),
+      };
     };
-    return {...data, diagrams: data.diagrams.map(each => ({...each, curves: range ? each.curves.map(within) : each.curves}))};
+    return {
+      ...data,
+      diagrams: data.diagrams.map(each => ({...each, curves: range ? each.curves.map(within) : each.curves})),
+    };
   },
 };
 
 export async function showCurves() {
-  latest = await source.diagrams() ?? latest;
+  latest = (await source.diagrams()) ?? latest;
   draw();
 }
 
 export function draw() {
-  const found = latest.diagrams ?? [], first = (found.find(each => each.title === 'Loss') ?? found[0])?.title;
+  const found = latest.diagrams ?? [],
+    first = (found.find(each => each.title === 'Loss') ?? found[0])?.title;
   $('curve-control').hidden = !found.length;
   if ($('no-curves')) $('no-curves').hidden = found.length > 0;
   for (const {title, exact, curves, left_out} of found) {
-    if (!plots.has(title)) plots.set(title, title === first ? new Diagram($('plots'), title, {...shared, marks: sets}) : new Diagram($('more-plots'), title, shared));
-    plots.get(title).show(curves, exact, left_out.length ? words.not_drawn.replace('{names}', left_out.join(', ')) : '');
+    if (!plots.has(title))
+      plots.set(
+        title,
+        title === first
+          ? new Diagram($('plots'), title, {...shared, marks: sets})
+          : new Diagram($('more-plots'), title, shared),
+      );
+    plots
+      .get(title)
+      .show(curves, exact, left_out.length ? words.not_drawn.replace('{names}', left_out.join(', ')) : '');
   }
 }
 
 for (const name of ['smooth', 'log-scale']) $(name).addEventListener('input', draw);
 $('whole').addEventListener('click', () => shared.zoomed(null));
-document.addEventListener('themechange', () => { plots.forEach(plot => { plot.names = ''; }); draw(); });
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => document.dispatchEvent(new Event('themechange')));
+document.addEventListener('themechange', () => {
+  plots.forEach(plot => {
+    plot.names = '';
+  });
+  draw();
+});
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () =>
+  document.dispatchEvent(new Event('themechange')),
+);
 if (!here) showCurves();
 // A link to a part that is folded away opens it.
-const unfold = () => document.querySelector(location.hash.length > 1 ? `[id="${CSS.escape(decodeURIComponent(location.hash.slice(1)))}"]` : 'main')?.closest('details')?.setAttribute('open', '');
-addEventListener('hashchange', unfold), unfold();
-$('more').addEventListener('toggle', () => { if ($('tail')) $('tail').scrollTop = $('tail').scrollHeight; });
+const unfold = () =>
+  document
+    .querySelector(
+      location.hash.length > 1 ? `[id="${CSS.escape(decodeURIComponent(location.hash.slice(1)))}"]` : 'main',
+    )
+    ?.closest('details')
+    ?.setAttribute('open', '');
+addEventListener('hashchange', unfold);
+unfold();
+$('more').addEventListener('toggle', () => {
+  if ($('tail')) $('tail').scrollTop = $('tail').scrollHeight;
+});
 if ($('tail')) $('tail').scrollTop = $('tail').scrollHeight;

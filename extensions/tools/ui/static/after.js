@@ -18,7 +18,8 @@ document.addEventListener('submit', async event => {
       for (const field of form.querySelectorAll('[aria-invalid]')) field.removeAttribute('aria-invalid');
       document.getElementById('tried').replaceChildren(...page.getElementById('tried').children);
       const sent = form.querySelector('[value=send]:checked') && fresh.querySelector('#controls');
-      if (sent) {  // the image that was sent is one to choose by now
+      if (sent) {
+        // the image that was sent is one to choose by now
         sent.querySelector('[data-latest]').checked = true;
         form.querySelector('#controls').replaceWith(sent);
       }
@@ -37,5 +38,6 @@ document.addEventListener('submit', async event => {
 
 // Whoever chooses a file means it.
 document.addEventListener('change', event => {
-  if (event.target.name === 'image' && event.target.files.length) event.target.form.querySelector('[value=send]').checked = true;
+  if (event.target.name === 'image' && event.target.files.length)
+    event.target.form.querySelector('[value=send]').checked = true;
 });

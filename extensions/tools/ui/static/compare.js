@@ -8,13 +8,18 @@ const plots = new Map();
 
 async function show(from = null, to = null) {
   const part = from === null ? '' : `&from=${from}&to=${to}`;
-  const seen = new Set(), byTitle = new Map();
+  const seen = new Set(),
+    byTitle = new Map();
   for (const {id, label} of columns) {
-    if (seen.has(id)) continue;  // steps of one run have the same curves
+    if (seen.has(id)) continue; // steps of one run have the same curves
     seen.add(id);
     const answer = await fetch(`/runs/${encodeURIComponent(id)}/curves?points=600${part}`);
     if (!answer.ok) continue;
-    for (const {title, exact, curves: [curve]} of (await answer.json()).diagrams) {
+    for (const {
+      title,
+      exact,
+      curves: [curve],
+    } of (await answer.json()).diagrams) {
       byTitle.set(title, [...(byTitle.get(title) ?? []), {...curve, exact, name: `${label} ${curve.name}`}]);
     }
   }

@@ -20,7 +20,7 @@ source.diagrams = async () => {
 let added = 0;
 function takeRows(rows) {
   if (range || !latest.diagrams) return;
-  if (!latest.diagrams.length || (added += rows.length) > 400) return added = 0, showCurves();
+  if (!latest.diagrams.length || (added += rows.length) > 400) return ((added = 0), showCurves());
   const curves = latest.diagrams.flatMap(diagram => diagram.curves);
   for (const row of rows) {
     for (const curve of curves) {
@@ -34,23 +34,28 @@ function takeRows(rows) {
 
 // ---------------------------------------------------------------- what is new
 // Who allows it is told by the browser when the run has ended. There are no notifications over plain http.
-const mayNotify = isSecureContext && 'Notification' in window, notify = $('notify');
+const mayNotify = isSecureContext && 'Notification' in window,
+  notify = $('notify');
 const say = status => `${document.querySelector('h1').textContent}: ${texts.ended[status] ?? status}`;
 if (notify && mayNotify && Notification.permission === 'default') {
   notify.hidden = false;
-  notify.addEventListener('click', async () => { notify.hidden = await Notification.requestPermission() !== 'default'; });
+  notify.addEventListener('click', async () => {
+    notify.hidden = (await Notification.requestPermission()) !== 'default';
+  });
 }
 
 function showStatus(status) {
   if (status.status !== data.status.status) {
-    if (mayNotify && Notification.permission === 'granted') new Notification(say(status.status), {icon: '/static/icon.svg'});
-    return location.reload();  // other buttons, other facts
+    if (mayNotify && Notification.permission === 'granted')
+      new Notification(say(status.status), {icon: '/static/icon.svg'});
+    return location.reload(); // other buttons, other facts
   }
   const known = Object.entries(status.facts).filter(([, text]) => text);
   const placeOf = name => document.querySelector(`[data-fact=${name}]`);
   if (known.some(([name]) => !placeOf(name))) return renew('#state', 'dl.facts');
   for (const [name, text] of known) placeOf(name).textContent = text;
-  const bar = document.querySelector('.doing progress'), line = document.querySelector('.doing .line');
+  const bar = document.querySelector('.doing progress'),
+    line = document.querySelector('.doing .line');
   if (bar && status.share !== null) bar.value = status.share;
   else bar?.removeAttribute('value');
   if (line) line.textContent = status.now;
@@ -80,10 +85,12 @@ let failures = 0;
 function listen() {
   const stream = new EventSource(`${here}/live?since=${encodeURIComponent(seen)}`);
   stream.onmessage = message => {
-    failures = 0, seen = message.lastEventId;
+    failures = 0;
+    seen = message.lastEventId;
     take(JSON.parse(message.data));
   };
-  stream.onerror = () => {  // an EventSource would go on from its own last id; a new one also after a restart
+  stream.onerror = () => {
+    // an EventSource would go on from its own last id; a new one also after a restart
     stream.close();
     if (++failures < 3) return setTimeout(listen, 1000 * failures);
     ask();
@@ -92,14 +99,23 @@ function listen() {
 
 async function ask() {
   try {
-    const answer = await look(`${here}/news?since=${encodeURIComponent(seen)}`, {headers: {accept: 'application/json'}});
+    const answer = await look(`${here}/news?since=${encodeURIComponent(seen)}`, {
+      headers: {accept: 'application/json'},
+    });
     if (answer.status === 404) return tell(words.gone, true);
     if (answer.ok) {
       const news = await answer.json();
-      seen = news.cursor, take(news), tell('');
-      if (++failures > 30) return failures = 0, listen();
+      seen = news.cursor;
+      take(news);
+      tell('');
+      if (++failures > 30) {
+        failures = 0;
+        return listen();
+      }
     }
-  } catch { /* the page is down: asked again below */ }
+  } catch {
+    /* the page is down: asked again below */
+  }
   setTimeout(ask, 2000);
 }
 

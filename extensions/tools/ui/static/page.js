@@ -12,13 +12,15 @@ export function tell(text, isBad = false) {
 
 // How old the page is: bars are grey as soon as nothing is heard for ten seconds, and it says since when, or that somebody
 // has to log in again, in another tab so that what is typed here stays.
-const OLD_MS = 10000, lost = document.getElementById('lost');
-let heard = Date.now(), fault = '';
+const OLD_MS = 10000,
+  lost = document.getElementById('lost');
+let heard = Date.now(),
+  fault = '';
 
 export async function look(address, options = {}) {
   try {
     const answer = await fetch(address, {signal: AbortSignal.timeout(OLD_MS), ...options});
-    fault = answer.status === 401 ? 'login' : answer.status > 500 ? 'silent' : '';  // a proxy answers for a dead server
+    fault = answer.status === 401 ? 'login' : answer.status > 500 ? 'silent' : ''; // a proxy answers for a dead server
     if (!fault) heard = Date.now();
     return answer;
   } catch (error) {
@@ -30,12 +32,19 @@ export async function look(address, options = {}) {
 }
 
 function showAge() {
-  const isOld = fault === 'login' || Date.now() - heard > OLD_MS, says = isOld && !document.hidden ? fault : '';
+  const isOld = fault === 'login' || Date.now() - heard > OLD_MS,
+    says = isOld && !document.hidden ? fault : '';
   document.body.classList.toggle('old', isOld);
   if (lost.dataset.says === says) return;
   lost.dataset.says = says;
-  lost.textContent = says && texts.lost[says].replace('{time}', new Date(heard).toLocaleTimeString([], {hour: '2-digit', minute: '2-digit'}));
-  if (says === 'login') lost.append(' ', Object.assign(document.createElement('a'), {href: '/login', target: '_blank', textContent: texts.lost.again}));
+  lost.textContent =
+    says &&
+    texts.lost[says].replace('{time}', new Date(heard).toLocaleTimeString([], {hour: '2-digit', minute: '2-digit'}));
+  if (says === 'login')
+    lost.append(
+      ' ',
+      Object.assign(document.createElement('a'), {href: '/login', target: '_blank', textContent: texts.lost.again}),
+    );
 }
 setInterval(showAge, 1000);
 
@@ -55,10 +64,10 @@ async function refresh(list) {
   if (document.hidden || list.contains(document.activeElement)) return;
   const answer = await look(list.dataset.live + location.search, {headers: {accept: 'text/html'}});
   if (!answer.ok) return;
-  if (answer.redirected) return location.replace(answer.url);  // what was waited for is there
+  if (answer.redirected) return location.replace(answer.url); // what was waited for is there
   const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
   const fresh = page.querySelector(`[data-live="${list.dataset.live}"]`);
-  if (!fresh && list.dataset.live === location.pathname) return location.reload();  // nothing changes any more
+  if (!fresh && list.dataset.live === location.pathname) return location.reload(); // nothing changes any more
   if (!fresh) return;
   const chosen = new Set([...list.querySelectorAll(':checked')].map(box => box.value));
   for (const box of fresh.querySelectorAll('[type=checkbox]')) box.checked = chosen.has(box.value);

@@ -89,7 +89,7 @@ class Page:
 
     def __init__(self, client: TestClient, address: str) -> None:
         self.client, self.answer = client, client.get(address)
-        self.form = Form(self.answer.text)
+        self.form = Form(self.answer.content.decode())
 
     def press(self, action: str, **changes: str) -> Page:
         """Presses a button after changing fields; no redirect is followed but the one to
@@ -106,7 +106,7 @@ class Page:
         if draft.startswith("/new?draft="):
             self.answer = self.client.get(draft)
         if self.answer.status_code != 303:
-            self.form = Form(self.answer.text)
+            self.form = Form(self.answer.content.decode())
         return self
 
     def fill(self, fields: dict[str, str], action: str = "check") -> Page:
