@@ -102,6 +102,7 @@ ROUTES = [
     _get("/datasets/{d}", datasets.show),
     _post("/datasets/{d}/view", datasets.set_view),
     _post("/datasets/{d}/captions", datasets.save_caption),
+    _post("/datasets/{d}/crop", datasets.crop),
     _post("/datasets/{d}/change", datasets.change),
     _post("/datasets/{d}/undo", datasets.undo),
     _post("/datasets/{d}/delete", datasets.delete),

@@ -39,8 +39,8 @@ SIDES = (160, 400, 960)
 MOST_S = 60.0
 """Seconds that the decoding of an image, or the making of an animation, may take."""
 
-ANIMATIONS = ("webp", "gif")
-"""Formats of animations."""
+ANIMATIONS = {"webp": "WebP", "gif": "GIF"}
+"""Formats of animations: suffix -> name."""
 
 MOST_FRAMES = 40
 FRAME_SIDE = 720

@@ -52,8 +52,9 @@ from extensions.tools.ui.views.pictures import picture
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.reading.loader import folder_name_error, windows_name_error
 from toolkit.config.sections.model_files import CAPTIONER
-from toolkit.contracts.data import Size
+from toolkit.contracts.data import Focus, ResizeCrop, Size
 from toolkit.data.scan.captions import CaptionError
+from toolkit.data.scan.crops import CropError
 from toolkit.data.scan.folder import FoundImage
 from toolkit.data.scan.found import repeats_of
 from toolkit.data.scan.items import SIZE_MULTIPLE
@@ -64,6 +65,12 @@ from toolkit.rounding import ceil_divide
 PER_PAGE = 60
 THUMB_SIDE = 400
 """Pixels of the longer side of a small image."""
+
+CROP_STEPS = 200
+"""Places of the frame of what is trained."""
+
+LEAST_ROOM = 0.01
+"""Part of a side that has to be cut off for the frame to be moved."""
 
 MOST_CAPTION = uploads.MOST_BYTES[".txt"]
 MOST_SHOWN = 200
@@ -254,6 +261,7 @@ def _page(
         per_page=PER_PAGE,
         captioner=CAPTIONER.rpartition("/")[2],
         multiple=SIZE_MULTIPLE,
+        crop_steps=CROP_STEPS,
         told=outcomes,
         bad=faults or {},
         view=data.view | (form or {}),
@@ -305,17 +313,23 @@ def _fault(data: Dataset, image: FoundImage) -> str:
 
 def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
     """An image as the template shows it. `frame`: left, top, width and height of what
-    is trained, in its pixels."""
+    is trained, in its pixels. `moves`: how far the frame can be moved and in which
+    direction (0: across, 1: down), and the place where it is, of CROP_STEPS."""
     frame = None
     crop = None
+    moves = None
     size = data.sizes[image.path]
     if isinstance(size, Size):
-        crop = data.crop(size)
+        crop = data.crop(size).at(image.focus)
         scale = crop.scaled.width / size.width, crop.scaled.height / size.height
         frame = [
             round(place / scale[axis % 2], 1)
             for axis, place in enumerate((crop.left, crop.top, *crop.bucket))
         ]
+        axis = _axis(crop)
+        room = round(size[axis] - frame[2 + axis], 1)
+        if room >= LEAST_ROOM * size[axis]:
+            moves = axis, room, round(image.focus[axis] * CROP_STEPS)
     return {
         "id": data.id_of(image.path),
         "image": image,
@@ -325,6 +339,7 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
         "note": _fault(data, image),
         "bucket": crop and crop.bucket,
         "frame": frame,
+        "moves": moves,
         "version": datasets.caption_version(image),
         "findings": data.findings["by_file"].get(image.path, []),
         "before": [_place(data, path) for path in image.references],
@@ -332,6 +347,12 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
         "stem": Path(image.path).stem,
         "table": data.id_of(image.table) if image.table else "",
     }
+
+
+def _axis(crop: ResizeCrop) -> int:
+    """The direction in which an image is cut most: 0 across, 1 down."""
+    across, down = (crop.scaled[axis] - crop.bucket[axis] for axis in (0, 1))
+    return int(down > across)
 
 
 def _shape(size: Size) -> int:
@@ -459,6 +480,26 @@ def captioning(request: Request, form: Form) -> Response:
     with refusals(data.name):  # the job asks for the word that the captions hold
         datasets.keep_view(data, {"trigger": given["trigger-word"]})
     return done(request, "/queue")
+
+
+@posted()
+def crop(request: Request, form: Form) -> Response:
+    """Moves the frame of what is trained of an image (`name`) to a place (`at`)."""
+    data = _read(request)
+    image = _ticked(data, [form.get("name")])[0]
+    size = data.sizes[image.path]
+    at = whole(form.get("at", ""), 0, CROP_STEPS)
+    if at is None or not isinstance(size, Size):
+        raise HTTPException(400, texts()["datasets"]["crop"]["wrong"])
+    places = list(image.focus)
+    places[_axis(data.crop(size))] = at / CROP_STEPS
+    try:
+        with refusals(data.name):
+            datasets.set_crop(image, Focus(*places))
+    except CropError as error:
+        file = datasets.crop_file(image).name
+        raise HTTPException(409, f"{file} {error}") from error
+    return _back(request, data, **_where(form))
 
 
 # ---------------------------------------------------------------- captions

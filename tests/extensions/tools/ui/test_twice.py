@@ -369,6 +369,15 @@ def restore(pages: Pages) -> None:
     assert len(list(folder.iterdir())) == 4
 
 
+@row("/datasets/{d}/crop")
+def crop(pages: Pages) -> None:
+    folder = pages.dataset("a.bmp")
+    forms = [{"name": "a.bmp", "at": at} for at in ("0", "200")]
+    answers = pages.send(f"/datasets/{pages.name}/crop", *forms)
+    assert statuses(answers) == [303, 303]
+    assert (folder / "a.crop").read_text() in ("0 0.5\n", "1 0.5\n")
+
+
 @row("/datasets/{d}/view")
 def view(pages: Pages) -> None:
     pages.dataset("v_a.bmp", "v_b.bmp")
