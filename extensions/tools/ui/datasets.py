@@ -654,6 +654,27 @@ def thumbs(data: Dataset, image: FoundImage) -> list[str]:
     ]
 
 
+def tags_of(caption: str) -> list[str]:
+    """The parts of a caption between commas.
+
+    >>> tags_of("cat, sitting ,")
+    ['cat', 'sitting']
+    """
+    return list(filter(None, map(str.strip, caption.split(","))))
+
+
+def tags(images: Iterable[FoundImage]) -> list[tuple[str, int]]:
+    """The tags of several captions and the number of these, the most frequent first. In
+    capital or small letters a tag is the same."""
+    counts = Counter[str]()
+    spellings: dict[str, str] = {}
+    for image in images:
+        by_name = {tag.casefold(): tag for tag in tags_of(image.caption)}
+        counts.update(by_name.keys())
+        spellings = by_name | spellings
+    return [(spellings[tag], n) for tag, n in counts.most_common() if n > 1]
+
+
 def changed_caption(text: str, form: dict[str, str]) -> str:
     """A caption after a change of many captions.
 

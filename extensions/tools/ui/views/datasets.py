@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import chain
@@ -79,12 +79,16 @@ MOST_SHOWN = 200
 MOST_ALIKE = 12
 """Pairs of images that look the same, and small images of a kind, in the findings."""
 
+MOST_TAGS = 60
+"""Tags that are listed, the most frequent ones."""
+
 MOST_NAMED = 30
 """Files that did not arrive whose names are shown."""
 
 _QUERY = (
     "q",
     "only",
+    "has",
     "page",
     "check",
     "deleted",
@@ -235,9 +239,8 @@ def _page(
         count=len(chosen),
         page=page,
         pages=pages,
-        address=lambda page: (
-            "?" + urlencode({"q": query["q"], "only": query["only"], "page": page})
-        ),
+        address=lambda page: f"?{urlencode(_where(query) | {'page': page})}",
+        tags=datasets.tags(data.images)[:MOST_TAGS],
         query=query,
         orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
         kinds=found,
@@ -272,10 +275,10 @@ def _page(
 
 
 def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
-    """The images that `q` and `only` ask for."""
-    wanted = query.get("q", "").casefold()
+    """The images that `q`, `only` and `has`, a tag, ask for."""
+    wanted, tag = (query.get(key, "").casefold() for key in ("q", "has"))
     only = query.get("only", "")
-    if not (wanted or only):
+    if not (wanted or only or tag):
         return data.images
 
     def checks_of(image: FoundImage) -> set[str]:
@@ -293,6 +296,7 @@ def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
         image
         for image in data.images
         if keeps(image)
+        and (not tag or tag in map(str.casefold, datasets.tags_of(image.caption)))
         and (
             wanted in image.caption.casefold()
             or wanted in data.id_of(image.path).casefold()
@@ -583,9 +587,10 @@ def undo(request: Request, form: Form) -> Response:
     return _back(request, data, **_where(form), undone=len(versions), failed=failed)
 
 
-def _where(form: Form) -> dict[str, str]:
+def _where(form: Mapping[str, str]) -> dict[str, str]:
     """The filter and the page where a form was sent."""
-    return {key: form[key] for key in ("q", "only", "page", "check") if form.get(key)}
+    keys = ("q", "only", "has", "page", "check")
+    return {key: form[key] for key in keys if form.get(key)}
 
 
 @posted()
@@ -593,7 +598,9 @@ def change(request: Request, form: Form) -> Response:
     """Search and replace, a tag for many: first what would become of the captions,
     then, if it is still that, done."""
     data, names = _read(request), form.data.getlist("chosen")
-    shown = _ticked(data, names) if names else _filtered(data, form)
+    # A tag that is to be added is for those without it.
+    where = {**form, "has": ""} if form.get("op") == "add" else form
+    shown = _ticked(data, names) if names else _filtered(data, where)
     images = [image for image in shown if not image.table and not _fault(data, image)]
     changes = [
         (each, new)
@@ -616,9 +623,8 @@ def change(request: Request, form: Form) -> Response:
                     datasets.set_caption(data, image, new, version, is_kept=True)
                 except (Conflict, CaptionError):
                     failed += 1
-        return _back(
-            request, data, **_where(form), changed=len(rows) - failed, failed=failed
-        )
+        where = _where(form) | {"has": ""}  # which may be in no caption any more
+        return _back(request, data, **where, changed=len(rows) - failed, failed=failed)
     return render(
         request,
         "captions.html.j2",

@@ -830,3 +830,42 @@ def test_captioning_that_cannot_be_asked_for_is_told_so(
     assert not (ui.own / "queue").exists() or not list(
         (ui.own / "queue").glob("*.json")
     )
+
+
+def test_a_click_on_a_tag_shows_its_images_where_it_is_removed_or_put_into_all(
+    page: TestClient, ui: Ui
+) -> None:
+    """First as a preview, as all changes of many; Undo takes it back."""
+    folder = ui.datasets / "pipo" / "4_pipo"
+    (folder / "c.txt").write_text("Pipo, redder, <b>x</b>")
+    picture(folder / "d.png", colour="teal")
+    (folder / "d.txt").write_text("<b>x</b>,red, PIPO , alone")
+    text = page.get("/datasets/pipo").text
+    found = re.findall(r'<a href="\?has=([^"]*)"\s*>([^<]*?)\s*<span class="faint num">(\d+)', text)  # fmt: skip
+    assert found == [
+        ("pipo", "pipo", "4"),
+        ("red", "red", "2"),
+        ("%3Cb%3Ex%3C/b%3E", "&lt;b&gt;x&lt;/b&gt;", "2"),
+    ]
+    shown = page.get("/datasets/pipo?has=Red").text
+    assert re.findall('data-name="([^"]*)"', shown) == ["4_pipo/a.png", "4_pipo/d.png"]
+    assert 'name="tag" value="Red"' in shown and 'name="has" value="Red"' in shown
+    assert re.search(r'has=red" aria-current="true"', shown)
+
+    before = captions(ui)
+    for op, wanted in (
+        ("remove", ["pipo", "pipo, blue", "Pipo, redder, <b>x</b>", "<b>x</b>, PIPO , alone"]),
+        ("add", ["pipo, red", "pipo, blue, red", "Pipo, redder, <b>x</b>, red", "<b>x</b>,red, PIPO , alone"]),
+    ):  # fmt: skip
+        fields = {"op": op, "tag": "red", "has": "red", "where": "end"}
+        text, digest = preview(page, **fields)
+        assert captions(ui) == before and "2 of" in text
+        done = page.post("/datasets/pipo/change", data=fields | {"apply": digest})
+        assert "2 captions changed" in done.text and done.text.count("<article") == 4
+        assert [text.strip() for text in captions(ui).values()] == wanted
+        step = re.search(r'name="step" value="(\d+)"', done.text)
+        assert step
+        page.post("/datasets/pipo/undo", data={"step": step[1]})
+        before = {name: text.strip() for name, text in before.items()}
+        assert {k: v.strip() for k, v in captions(ui).items()} == before
+        before = captions(ui)
