@@ -1,4 +1,4 @@
 'use strict';
 function pageData() {
-  return JSON.parse(document.getElementById('data').textContent);
+  return JSON.parse(document.getElementById('data')?.textContent ?? '');
 }
