@@ -45,7 +45,9 @@ interface Status {
 
 interface RunData extends Curves {
   here: string;
-  words: Record<'gone' | 'failed' | 'at' | 'not_drawn' | 'missing' | 'samples' | 'alone', string> & {curves: CurveWords};
+  words: Record<'gone' | 'failed' | 'at' | 'not_drawn' | 'missing' | 'samples' | 'alone', string> & {
+    curves: CurveWords;
+  };
   samples: {steps: number[]; rows: SampleRow[]};
   cursor: string;
   status: Status;
@@ -99,8 +101,21 @@ interface Texts {
   new: {offline: string};
   curves: CurveWords;
   datasets: Record<
-    | 'first' | 'saved' | 'unsaved' | 'failed' | 'offline' | 'conflict' | 'undone' | 'not_undone' | 'sending' | 'checking'
-    | 'waits' | 'cancel' | 'cancelled' | 'reload' | 'of',
+    | 'first'
+    | 'saved'
+    | 'unsaved'
+    | 'failed'
+    | 'offline'
+    | 'conflict'
+    | 'undone'
+    | 'not_undone'
+    | 'sending'
+    | 'checking'
+    | 'waits'
+    | 'cancel'
+    | 'cancelled'
+    | 'reload'
+    | 'of',
     string
   > & {states: Record<string, string>};
 }

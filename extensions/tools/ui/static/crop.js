@@ -1,41 +1,48 @@
 // The frame of what is trained of an image, moved by its slider or by hand, and kept when it is let go.
-import {tell} from '/static/page.js';
-import {ask} from '/static/upload.js';
+import {all, one, tell} from '/static/page.js';
+import {ask, offline} from '/static/upload.js';
 
-const rows = document.querySelector('.rows');
+/** @type {HTMLFormElement[]} */
+const forms = all('form.crop');
+for (const form of forms) {
+  /** @type {HTMLInputElement} */
+  const slider = one('[name=at]', form);
+  /** @type {SVGSVGElement} */
+  const drawing = one('.view svg', form.closest('.image') ?? form);
+  const view = /** @type {HTMLElement} */ (drawing.parentElement);
+  const isDown = slider.dataset.axis === 'y';
+  const place = Number(slider.dataset.room) / Number(slider.max); // pixels of the image between two places
 
-function show(range) {
-  const by = (range.value / range.max) * range.dataset.room;
-  const frame = range.closest('.image').querySelector('svg g');
-  frame.setAttribute('transform', range.dataset.axis === 'y' ? `translate(0 ${by})` : `translate(${by})`);
+  const show = () => {
+    const by = slider.valueAsNumber * place;
+    one('g', drawing).setAttribute('transform', isDown ? `translate(0 ${by})` : `translate(${by})`);
+  };
+  const save = async () => {
+    const body = new URLSearchParams({name: one('[name=name]', form).getAttribute('value') ?? '', at: slider.value});
+    const answer = await ask(form.action, {method: 'POST', body}).catch(offline);
+    if (!answer.ok) tell(answer.detail ?? '', true);
+  };
+  let saved = Promise.resolve();
+  const keep = () => (saved = saved.then(save)); // one after the other, the last place last
+  slider.addEventListener('input', show);
+  slider.addEventListener('change', keep);
+
+  view.addEventListener('pointerdown', down => {
+    if (!view.closest('.open')) return;
+    const before = slider.valueAsNumber;
+    const scale = place * (drawing.getScreenCTM()?.a ?? 1);
+    view.setPointerCapture(down.pointerId);
+    view.onpointermove = now => {
+      slider.valueAsNumber = before + (isDown ? now.y - down.y : now.x - down.x) / scale;
+      show();
+    };
+    view.onlostpointercapture = () => (view.onpointermove = null);
+    view.onclick = click => {
+      if (slider.valueAsNumber === before) return; // it is shown large
+      click.preventDefault();
+      click.stopPropagation();
+      keep();
+    };
+  });
+  view.addEventListener('dragstart', event => event.preventDefault());
 }
-
-rows?.addEventListener('input', ({target}) => target.name === 'at' && show(target));
-rows?.addEventListener('change', async ({target}) => {
-  if (target.name !== 'at') return;
-  const sent = {method: 'POST', body: new URLSearchParams(new FormData(target.form))};
-  const answer = await ask(target.form.action, sent).catch(error => ({detail: error.message}));
-  if (!answer.ok) tell(answer.detail, true);
-});
-
-rows?.addEventListener('pointerdown', event => {
-  const view = event.target.closest('.open .view:has(g)'),
-    range = view?.closest('.image').querySelector('[name=at]');
-  if (!range) return;
-  const {axis, room} = range.dataset,
-    before = range.valueAsNumber;
-  const scale = range.max / room / view.querySelector('svg').getScreenCTM().a;
-  view.setPointerCapture(event.pointerId);
-  view.onpointermove = now => {
-    range.value = before + (now[axis] - event[axis]) * scale;
-    show(range);
-  };
-  view.onlostpointercapture = () => (view.onpointermove = null);
-  view.onclick = click => {
-    if (range.valueAsNumber === before) return; // it is shown large
-    click.preventDefault();
-    click.stopPropagation();
-    range.dispatchEvent(new Event('change', {bubbles: true}));
-  };
-});
-rows?.addEventListener('dragstart', event => event.preventDefault());
