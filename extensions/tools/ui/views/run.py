@@ -31,14 +31,12 @@ from starlette.responses import (
     StreamingResponse,
 )
 
-from extensions.tools.shared.feed import status_of
 from extensions.tools.shared.html_page import as_json, texts
 from extensions.tools.shared.run_records import (
     diagrams,
     marks,
     page_values,
     sample_rows,
-    sample_table,
     saved_files,
     settings_text,
 )
@@ -93,14 +91,11 @@ def page(
     ui, run = asked_run(request)
     id_ = run_id(ui, run.folder)
     here = f"/runs/{quote(id_, safe='')}"
-    values, cursor = page_values(run, feed(ui, run.folder))
-    samples = sample_table(run.folder)
+    values = page_values(run, feed(ui, run.folder), here)
+    steps = values["samples"]["steps"]
     best = chosen.step if chosen and chosen.why == "recommended" else None
-    newest = samples["steps"][-1] if samples["steps"] else 0
-    step = _whole(request, "step", newest if best is None else best)
-    files = list(saved_files(run.folder, hashed=False))
+    step = _whole(request, "step", max(steps, default=0) if best is None else best)
     other = request.query_params.get("diff", "")
-    words = texts()["run"]["script"]
     return render(
         request,
         "live.html.j2",
@@ -109,17 +104,10 @@ def page(
         **after,
         base="base.html.j2",
         id=id_,
-        here=here,
         cost=_cost(ui, run),
         is_stopping=(run.folder / CONTROL / "stop").exists(),
         chosen_file=chosen,
-        samples=samples,
-        workflows=[
-            path.name for path in run_files.workflow_files(run.folder, run.name)
-        ],
-        shown=min(
-            samples["steps"], key=lambda saved_step: abs(saved_step - step), default=0
-        ),
+        shown=min(steps, key=lambda saved: abs(saved - step), default=0),
         animations=ANIMATIONS,
         picture=lambda file, side: (
             f"{here}/samples/{file}" + (f"?side={side}" if side else "")
@@ -131,19 +119,10 @@ def page(
             ]
             for index, paths in enumerate(references(ui, run))
         ],
-        files=files,
-        file_count=len(files),
         marked=_favourites(ui).get(id_, []),
         others=[name for name in ui.run_ids() if name != id_],
         difference=_difference(ui, run, other),
         other=other,
-        data={
-            "here": here,
-            "cursor": cursor,
-            "status": status_of(run),
-            "samples": samples,
-            "words": words,
-        },
     )
 
 
