@@ -7,8 +7,9 @@ const forms = all('form.crop');
 for (const form of forms) {
   /** @type {HTMLInputElement} */
   const slider = one('[name=at]', form);
+  const card = /** @type {Element} */ (form.closest('.image'));
   /** @type {SVGSVGElement} */
-  const drawing = one('.view svg', form.closest('.image') ?? form);
+  const drawing = one('.view svg', card);
   const view = /** @type {HTMLElement} */ (drawing.parentElement);
   const isDown = slider.dataset.axis === 'y';
   const place = Number(slider.dataset.room) / Number(slider.max); // pixels of the image between two places
@@ -26,6 +27,17 @@ for (const form of forms) {
   const keep = () => (saved = saved.then(save)); // one after the other, the last place last
   slider.addEventListener('input', show);
   slider.addEventListener('change', keep);
+
+  // Tab goes from caption to caption, so these keys lead to the slider.
+  one('[name=caption]', card)?.addEventListener('keydown', event => {
+    const by = {PageUp: -5, PageDown: 5}[event.key];
+    if (!by) return;
+    event.preventDefault();
+    slider.focus();
+    slider.valueAsNumber += by;
+    show();
+    keep();
+  });
 
   view.addEventListener('pointerdown', down => {
     if (!view.closest('.open')) return;

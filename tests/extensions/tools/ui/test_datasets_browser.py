@@ -367,9 +367,9 @@ def test_the_frame_is_dragged_in_the_image_and_moved_by_keys(
     moved = "document.querySelector('.open g').getAttribute('transform')"
     assert browser.run(f"return {moved}") == "translate(0 0)"
     assert not browser.run("return document.getElementById('large').open")
-    browser.run("document.querySelector('.open [name=at]').focus()")
-    browser.press("ArrowRight", "ArrowRight")
-    until(lambda: crop_of("wide") == [0.5, 0.01])
+    browser.run("document.querySelector('.open textarea').focus()")
+    browser.press("PageDown", "ArrowRight", "ArrowRight")
+    until(lambda: crop_of("wide") == [0.5, 0.035])
     drag(0, 0)
     assert browser.run("return document.getElementById('large').open"), "a click alone"
 
