@@ -207,6 +207,19 @@ class Dataset:
         return sorted({image.repeats for image in self.images})
 
     @cached_property
+    def tags(self) -> list[tuple[str, int]]:
+        """The tags of several captions and the number of these, the most frequent
+        first. In capital or small letters a tag is the same."""
+        counts = Counter[str]()
+        spellings: dict[str, str] = {}
+        for image in self.images:
+            by_name = {tag.casefold(): tag for tag in tags_of(image.caption)}
+            counts.update(by_name.keys())
+            for name, tag in by_name.items():
+                spellings.setdefault(name, tag)
+        return [(spellings[tag], n) for tag, n in counts.most_common() if n > 1]
+
+    @cached_property
     def buckets(self) -> list[tuple[Size, int, int]]:
         """Each bucket, its number of images, and the same number with repeats."""
         alike = Counter(
@@ -661,18 +674,6 @@ def tags_of(caption: str) -> list[str]:
     ['cat', 'sitting']
     """
     return list(filter(None, map(str.strip, caption.split(","))))
-
-
-def tags(images: Iterable[FoundImage]) -> list[tuple[str, int]]:
-    """The tags of several captions and the number of these, the most frequent first. In
-    capital or small letters a tag is the same."""
-    counts = Counter[str]()
-    spellings: dict[str, str] = {}
-    for image in images:
-        by_name = {tag.casefold(): tag for tag in tags_of(image.caption)}
-        counts.update(by_name.keys())
-        spellings = by_name | spellings
-    return [(spellings[tag], n) for tag, n in counts.most_common() if n > 1]
 
 
 def changed_caption(text: str, form: dict[str, str]) -> str:

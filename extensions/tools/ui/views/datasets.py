@@ -240,7 +240,7 @@ def _page(
         page=page,
         pages=pages,
         address=lambda page: f"?{urlencode(_where(query) | {'page': page})}",
-        tags=datasets.tags(data.images)[:MOST_TAGS],
+        tags=data.tags[:MOST_TAGS],
         query=query,
         orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
         kinds=found,
