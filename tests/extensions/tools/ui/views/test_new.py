@@ -798,7 +798,7 @@ def test_a_job_is_made_and_corrected_in_a_browser(
     typed(browser, "#f-name", "zuzu")
     browser.wait_for(
         "document.querySelector('#ready .good')"
-        " && document.querySelector('.sentence').textContent.startsWith('3 images, 240 steps')"
+        " && document.querySelector('.sentence').textContent.trim().startsWith('3 images, 240 steps')"
     )
     assert 'folder_path: "datasets/40_photo"' in browser.run(
         "return document.getElementById('yaml').value"
