@@ -48,6 +48,7 @@ from extensions.tools.shared.examples import (
 from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.pairs import found_pairs
 from extensions.tools.ui import drafts
+from extensions.tools.ui.chosen import chosen_file
 from extensions.tools.ui.commands import (
     UNCHECKED,
     Checked,
@@ -102,7 +103,11 @@ NUMBERS = (
     "save.save_every",
     "sample.sample_every",
 )
-TEXTS = (NAME, FOLDER, TRIGGER, MODEL, CONTROL, INSTRUCTION)
+START = "network.pretrained_lora_path"
+WRITTEN = (NAME, FOLDER, TRIGGER, MODEL, CONTROL, INSTRUCTION)
+"""Fields whose values `run.py new` takes as well."""
+
+TEXTS = (*WRITTEN, START)
 CARDS = (4, 6, 8, 12, 16, 24, 32, 48, 80)
 """GB of the GPUs that a plan is compared with."""
 
@@ -132,7 +137,7 @@ TINY = EXAMPLES / MASCOTS
 
 FIELDS = {
     FOLDER: "folder", CONTROL: "control", NAME: "name", TRIGGER: "trigger", INSTRUCTION: "instruction", MODEL: "model",
-    "card": "card", "prompts": "prompts", **{key: str(number) for number, key in enumerate(NUMBERS, 1)},
+    START: "start", "card": "card", "prompts": "prompts", **{key: str(number) for number, key in enumerate(NUMBERS, 1)},
 }  # fmt: skip
 """Field of the form -> the end of its id, which for most fields is also the name in the
 texts."""
@@ -648,7 +653,8 @@ def _given(sent: Mapping[str, str]) -> dict[str, str]:
     }
     given |= {key: sent[key] for key in ("prompts", "card", "effort") if key in sent}
     others = {
-        key: sent.get(f"other:{key}", "").strip() for key in (FOLDER, CONTROL, MODEL)
+        key: sent.get(f"other:{key}", "").strip()
+        for key in (FOLDER, CONTROL, MODEL, START)
     }
     return given | {key: value for key, value in others.items() if value}
 
@@ -738,7 +744,7 @@ def _put(job: JobText, key: str, value: str, is_text: bool) -> JobText:
 def _made(fields: Mapping[str, str], card: str) -> JobText:
     """The job that `run.py new` writes. Raises UserError as `written_job` does."""
     name, folder, trigger, model, control, instruction = (
-        fields.get(key, "") for key in TEXTS
+        fields.get(key, "") for key in WRITTEN
     )
     is_suffixed = "datasets[].image_suffix" in fields
     suffix = "" if is_suffixed else fields.get("datasets[].control_suffix", "")
@@ -780,7 +786,8 @@ def _remade(
             filled = [_begun(was, chosen, card), new]
             befores.append(filled[0].leaves())
             for key in _typed_keys(filled[0], was):
-                filled = [_put(text, key, was.get(key, ""), False) for text in filled]
+                typed = was.get(key, "")
+                filled = [_put(text, key, typed, key in TEXTS) for text in filled]
             if filled[0].text.split() == job.text.split():
                 return filled[1]
     after = new.leaves()
@@ -804,7 +811,8 @@ def _remade(
 def _typed_keys(old: JobText, was: Mapping[str, str]) -> list[str]:
     """The fields of the form that a user has changed in a job that was written as
     `old`."""
-    keys = [key for key in NUMBERS if was.get(key, "") != _value(old, key)]
+    typed = (*NUMBERS, START)
+    keys = [key for key in typed if was.get(key, "") != _value(old, key)]
     if _words(was.get("prompts", "")) != _words("\n".join(old.prompts())):
         keys.append("prompts")
     return keys
@@ -947,6 +955,7 @@ def _page(
         folders=[(keys["folder_path"], name) for name, keys in sets.items()],
         controls=[*controls.items()],
         models=ui.shared("models", partial(_models, ui)),
+        loras=ui.kept("loras", partial(_loras, ui)),
         jobs=sorted(path.name for path in jobs if path.is_file()),
         examples=sorted(path.name for path in EXAMPLES.glob(f"*{_YAML[0]}")),
     )
@@ -1048,3 +1057,12 @@ def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:
     titles[short(TINY)] = texts()["new"]["tiny"]
     known = [(name, titles.get(name, name)) for name in dict.fromkeys(here)]
     return {"here": known, "published": published}
+
+
+def _loras(ui: Ui) -> list[tuple[str, str]]:
+    """The LoRA file of each run that its page recommends: the path in a job, and the
+    title."""
+    files = filter(None, (chosen_file(run.folder) for run in ui.runs()))
+    return [
+        (short(file.path), f"{file.path.parent.name}: {file.name}") for file in files
+    ]

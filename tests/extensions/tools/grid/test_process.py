@@ -35,7 +35,7 @@ def grid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], dic
         run_tool("grid", shlex.split(line))
         page = (tmp_path / "out" / "index.html").read_text()
         return json.loads(
-            re.search(r'type="application/json"[^>]*>(.*?)</script>', page)[1]
+            re.search(r'type="application/json"[^>]*>\s*(.*?)\s*</script>', page)[1]
         )
 
     return grid

@@ -104,7 +104,7 @@ def test_a_character_is_made_from_nothing(
     assert {path.read_text().strip() for path in folder.glob("*.txt")} == {"pipo"}
     click(".head [action$='/lint'] button")
     browser.wait_for(
-        "document.querySelector('.path .now')?.textContent == '4Settings'", 90
+        "document.querySelector('.path .now')?.textContent.trim() == '4Settings'", 90
     )
 
     click(".head .main")
