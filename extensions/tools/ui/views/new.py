@@ -477,7 +477,7 @@ def check(
 
 
 def look(request: Request, sent: Form, key: str) -> Response:
-    """The script checks a form that nobody has touched: it is no draft."""
+    """The script checks a form that nobody has touched, which is not a draft."""
     ui = ui_of(request)
     editor = _edited(ui, sent)
     editor.checked = _checked(ui, editor, editor.tab)
