@@ -226,6 +226,10 @@ SMALL_STATE = {"gradient_checkpointing": "full_offload", "optimizer": "adamw8bit
 CARD_JOBS: dict[str, dict[str, Any]] = {
     "bf16": {},
     "int8": {"model": {"quantize": True}},
+    "the same, offload_attention": {
+        "model": {"quantize": True},
+        "train": {"gradient_checkpointing": "offload_attention"},
+    },
     "fp8_scaled, blocks_to_swap 16": {
         "model": {"quantize": True, "qtype": "fp8_scaled", "blocks_to_swap": 16}
     },

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.device_timer import GB, finish, forget_peaks, peaks
+from benchmarks.gpu_rows import batch_of
 from benchmarks.random_weights import (
     DEVIATION,
     DRAWN_SIZES,
@@ -41,11 +43,12 @@ from benchmarks.random_weights import (
     RandomWeightsModel,
     write_folder,
 )
-from benchmarks.synthetic import DTYPES, SEED
+from benchmarks.synthetic import DTYPES, RANK, SEED
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.data.batches.latent_cache import encoded_by_name
 from toolkit.errors import UserError
 from toolkit.flow.sampler import euler_sample, sigmas
+from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.quantization import quantizer
 from toolkit.memory.quantized_products import check_products
 from toolkit.models import vae_bands
@@ -55,6 +58,7 @@ from toolkit.models.qwen_image.loading import expect_one_frame
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 from toolkit.models.qwen_image21.model import pack
 from toolkit.models.tiny import write_tiny_model
+from toolkit.networks.lora import LoraNetwork
 from toolkit.number_types import TYPES_OF_PRODUCTS
 from toolkit.system.seeding import generator, global_generator, key
 
@@ -399,6 +403,47 @@ def products(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         verdict = "faster" if share < 1 else "slower"
         said.append(f"{kind} products take {share:.2f} of bf16's time: {verdict}")
     return {"products": found, "reason": "; ".join(said)}
+
+
+def offload_attention(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Passes forward and backward through eight uncompiled blocks with a LoRA and a
+    control image, with `full` and with `offload_attention`. No time is promised: it says
+    which is faster here."""
+    device = torch.device(asked.device)
+    drawn = DRAWN_SIZES[asked.size]
+    size = replace(drawn, layers=min(8, drawn.layers))
+    write_folder(folder / "model", size)
+    model = RandomWeightsModel(ModelLoadOptions(folder / "model", device, DTYPE))
+    network = LoraNetwork(model.lora_targets(), RANK, float(RANK), 0.0, SEED)
+    network.attach(model.network_module)
+    network.fuse_projections(model.fused_projection_groups())
+    batch = batch_of(model, size, 1, CAPTION)
+    t_B = torch.full((1,), 0.5)
+    found: dict[str, Any] = {}
+    velocities = []
+    for level in ("full", "offload_attention"):
+        BlockRunner(model, device, DTYPE, level)
+
+        def work() -> Tensor:
+            velocity = model.predict_velocity(
+                batch.latents_BCHW.to(device),
+                t_B.to(device),
+                batch.prompts,
+                batch.control_latents,
+            )
+            velocity.float().square().mean().backward()
+            return velocity.detach()
+
+        velocity, found[level] = timed(work, device, calls=3)
+        velocities.append(velocity)
+    share = found["offload_attention"]["s"] / found["full"]["s"]
+    verdict = "faster" if share < 1 else "slower"
+    differ = apart(*velocities)
+    return {
+        **found,
+        "reason": f"offload_attention takes {share:.2f} of full's time: {verdict}",
+        "judged": [(f"velocities {differ:.1e} apart, at most 0", differ == 0)],
+    }
 
 
 def tests(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:

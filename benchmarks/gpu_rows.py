@@ -530,7 +530,7 @@ def _plain(row: Row, size: ModelSize, asked: Asked, watch: Stopwatch) -> str:
     device, dtype = torch.device(asked.device), DTYPES[asked.dtype]
     model = RandomWeightsModel(ModelLoadOptions(asked.folder / "model", device, dtype))
     batches = [
-        _batch(model, size, row.references, caption)
+        batch_of(model, size, row.references, caption)
         for caption in captions_of(row, size)
     ]
     loop = PlainLoop(
@@ -558,7 +558,7 @@ def _plain(row: Row, size: ModelSize, asked: Asked, watch: Stopwatch) -> str:
         return "full"
 
 
-def _batch(
+def batch_of(
     model: RandomWeightsModel, size: ModelSize, references: int, caption: str
 ) -> LatentBatch:
     """What the program would have in its cache."""

@@ -36,7 +36,7 @@ from toolkit.contracts.data import BatchSpec, PromptEmbeds
 from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.data.batches.epoch_order import EpochSource
 from toolkit.memory import block_runner, quantization
-from toolkit.memory.offload import ActivationOffload, HostBlock, InFlightCopies
+from toolkit.memory.offload import OFFLOADS, HostBlock, InFlightCopies
 from toolkit.memory.quantization import quantizer
 from toolkit.memory.recompute import RecomputeOffload
 from toolkit.models import loading
@@ -211,8 +211,10 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
         ),
         (ModulationCache, "is_elsewhere"): lambda cache: True,
         (HostBlock, "__init__"): waiting_on_host(live, HostBlock.__init__),
-        (block_runner, "offloading"): lambda _: [
-            ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)
+        (block_runner, "offloading"): lambda _, level: [
+            wrapper(CopiesOf(live), is_elsewhere=lambda tensor: True)
+            for named, wrapper in OFFLOADS.items()
+            if named == level
         ],
         (block_runner, "recomputing"): lambda _: RecomputeOffload(
             CopiesOf(live), is_elsewhere=lambda tensor: True

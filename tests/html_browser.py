@@ -44,6 +44,7 @@ KEYS = {
     "Tab": "\ue004",
     "Home": "\ue011",
     "End": "\ue010",
+    "PageDown": "\ue00f",
     "Space": " ",
 }
 """Keys without a letter, as WebDriver writes them."""

@@ -107,7 +107,11 @@ class SmallFamily(DiffusersFamily):
     arch, title = "small", "Small"
     model_class = "toolkit.models.diffusers_model:DiffusersModel"
     pipelines, modelspec = ("SmallPipeline",), ("small", "https://example.org")
-    classes = {"transformer": "Lumina2Transformer2DModel"}  # noqa: RUF012
+    classes = {  # noqa: RUF012
+        "transformer": "Lumina2Transformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "Gemma2Model",
+    }
     block_lists: Sequence[str] = ("noise_refiner", "context_refiner", "layers")
     shapes_file = Path("no_such_folder") / "shapes.json"
     latent_channels, latent_scale, size_multiple = 16, 8, 16

@@ -15,6 +15,7 @@ import torch
 from benchmarks import bench_kernels
 from benchmarks.live_bytes import Kernels
 from tests.stand_in_cuda import COMPILER
+from toolkit.memory.flops import KERNELS_PER_BLOCK
 
 
 def test_views_and_empty_memory_are_no_kernels() -> None:
@@ -48,6 +49,8 @@ def test_a_micro_step_launches_few_kernels_and_int4_adds_dequantizing(
     assert plain["operations"]["_foreach_copy_"] == 3
     assert 60 * 40 * 4 * 0.97 < int4["total"] - plain["total"] <= 60 * 40 * 4
     assert int4["operations"]["__rshift__"] == 40
+    for row, qtype in ((plain, ""), (int4, "int4")):
+        assert row["forward"] + row["backward"] == KERNELS_PER_BLOCK[qtype]
     assert rows["bf16, none"]["forward"] == plain["forward"] < 100
     assert plain["backward"] > rows["bf16, none"]["backward"] + 80
 

@@ -21,6 +21,7 @@ TWO_BLOCKS = replace(DRAWN_SIZES["published"], layers=2)
         ("none", {}, 0.02),
         ("cheap", {}, 0.02),
         ("keep_attention", {}, 0.02),
+        ("offload_attention", {}, 0.02),
         ("full_offload", {}, 0.02),
         ("block_offload", {}, 0.03),
     ],

@@ -74,6 +74,7 @@ SETTINGS: dict[str, dict[str, dict]] = {
     "fp8": {"model": {"quantize": True, "qtype": "float8"}},
     "nothing computed again": {"train": PLAIN},
     "attention kept": {"train": {"gradient_checkpointing": "keep_attention"}},
+    "attention offloaded": {"train": {"gradient_checkpointing": "offload_attention"}},
     "all computed again": {"train": {"gradient_checkpointing": "full"}},
     "three blocks swapped": {"model": {"blocks_to_swap": 3}, "train": PLAIN},
     "the 12 GB card's": {
@@ -125,12 +126,12 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     "int8, compiled": (
         "int8 products",
         "compiled where auto can",
-        "all computed again",
+        "attention offloaded",
     ),
     "uint3": (
         "uint3, the blank prompt held",
         "three blocks swapped",
-        "attention kept",
+        "attention offloaded",
         "validation",
     ),
     "the 12 GB card's": ("the 12 GB card's", *SMALL_CARD),
@@ -448,13 +449,14 @@ FUSED: dict[str, dict] = {
         {
             "network": {"dropout": 0.0},
             "model": {**INT8, "quantized_products": "int8", "blocks_to_swap": 2},
+            "train": {"gradient_checkpointing": "offload_attention"},
         },
         FUSED | {"train": FUSED["train"] | {"optimizer": "adafactor"}},
         FUSED | {"train": FUSED["train"] | {"optimizer": "adamw"}},
     ],
     ids=[
         "as it is",
-        "int8 products, swapped",
+        "int8 products, swapped, attention offloaded",
         "in the backward pass",
         "in it, by a fused kernel",
     ],
@@ -490,11 +492,11 @@ def test_no_step_waits_for_the_device(
 
 AT_384 = {"resolution": 384}
 PLANNED: dict[str, dict] = {
-    "int8, table, dora, batch of 2, attention kept": {
+    "int8, table, dora, batch of 2, attention offloaded": {
         **AT_384,
         "model": {**INT8, "modulation_table": True},
         "network": {"type": "dora"},
-        "train": {"gradient_checkpointing": "keep_attention", "batch_size": 2},
+        "train": {"gradient_checkpointing": "offload_attention", "batch_size": 2},
     },
     "int4, table, half swapped, offloaded": {
         **AT_384,

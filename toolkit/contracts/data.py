@@ -83,6 +83,21 @@ class Mask:
     """The loss counts where the mask is black (transparent)."""
 
 
+class Focus(NamedTuple):
+    """Which part of an image is kept where it is cut to its bucket: of what is cut off,
+    the share that is cut at the left and at the top, 0 to 1.
+
+    >>> Focus(across=0, down=0.5)  # keeps the left edge
+    Focus(across=0, down=0.5)
+    """
+
+    across: float
+    down: float
+
+
+MIDDLE = Focus(0.5, 0.5)
+
+
 class Sample(NamedTuple):
     """One image of a dataset with its caption, control images and mask. Text and
     numbers only, no pixels.
@@ -138,6 +153,9 @@ class Sample(NamedTuple):
     """Paths of the layers that the image is to be taken apart into, from back to
     front."""
 
+    focus: Focus = MIDDLE
+    """Which part of the image is kept where it is cut to its bucket."""
+
     @property
     def texts(self) -> tuple[str, ...]:
         """Every caption that may be used."""
@@ -180,6 +198,18 @@ class ResizeCrop(NamedTuple):
     left: int
     top: int
     bucket: Size
+
+    def at(self, focus: Focus) -> ResizeCrop:
+        """The same bucket, cut from another part of the image.
+
+        >>> ResizeCrop(Size(768, 512), 128, 0, Size(512, 512)).at(Focus(1, 0.5)).left
+        256
+        """
+        (width, height), bucket = self.scaled, self.bucket
+        return self._replace(
+            left=int((width - bucket.width) * focus.across),
+            top=int((height - bucket.height) * focus.down),
+        )
 
 
 class BucketedSample(NamedTuple):

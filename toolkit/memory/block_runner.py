@@ -175,9 +175,7 @@ class BlockRunner:
             compilation = [compile_wrapper(self._compile, self.programs)]
         else:
             compilation = []
-        offload: list[BlockWrapper] = (
-            [*offloading(self._device)] if self.level == "full_offload" else []
-        )
+        offload: list[BlockWrapper] = [*offloading(self._device, self.level)]
         if self.level == "block_offload":
             offload = [recomputing(self._device)]
         swap = [self._swap] if self._swap else []

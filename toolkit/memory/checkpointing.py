@@ -11,7 +11,7 @@ The choice of a level is in `estimate`, and offload to the CPU in `offload` and
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
 from hashlib import sha256
 from math import prod
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -27,6 +29,7 @@ from torch.utils.checkpoint import (
 )
 
 from toolkit.contracts.model import BlockForward, BlockWrapper
+from toolkit.memory.offload import pack
 from toolkit.memory.quantization import frozen_product
 
 _aten = torch.ops.aten
@@ -62,8 +65,9 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
     """A wrapper that keeps the activations of `level`, one of CHECKPOINTING_LEVELS:
 
     none: all. cheap: matmul and attention outputs; elementwise operations are
-    recomputed. keep_attention: attention outputs. full: the block's inputs only.
-    full_offload: the same; `ActivationOffload` around it offloads them. block_offload
+    recomputed. keep_attention: attention outputs. offload_attention: the same, and
+    `AttentionOffload` around it offloads them. full: the block's inputs only.
+    full_offload: the same, and `ActivationOffload` offloads them. block_offload
     has a separate wrapper (`RecomputeOffload`), so this one does nothing.
 
     hidden_size: channels per token, by which `cheap` recognizes an adapter's up
@@ -97,9 +101,14 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
             if level in ("full", "full_offload"):
                 outputs = checkpoint(run, block, *tensors, use_reentrant=False)
                 return outputs
-            if torch.compiler.is_compiling() or level != "cheap":
+            if torch.compiler.is_compiling() or level == "keep_attention":
                 outputs = checkpoint(
                     run, block, *tensors, use_reentrant=False, context_fn=compiled
+                )
+                return outputs
+            if level == "offload_attention":
+                outputs = checkpoint(
+                    run, block, *tensors, use_reentrant=False, context_fn=_by_rules
                 )
                 return outputs
             tokens = {
@@ -156,3 +165,43 @@ def _keeps_costly(
         if is_of_tokens and factor.shape[-1] >= min_width:
             return CheckpointPolicy.MUST_SAVE
     return _keeps_attention(ctx, op)
+
+
+# ------------------------------------------------------------ attention that is kept
+# elsewhere
+
+
+def _by_rules() -> tuple[_Attention, _Attention]:
+    """Contexts of a checkpoint: attention is kept as the rules for saved tensors say
+    (`saved_tensor_rule`). PyTorch's own contexts keep it where it is."""
+    kept: list[Any] = []
+    return _Attention(kept, again=False), _Attention(kept, again=True)
+
+
+class _Attention(TorchDispatchMode):
+    """Keeps the results of attention in the forward pass, or gives them back where it
+    is computed again."""
+
+    def __init__(self, kept: list[Any], again: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._kept = kept
+        self._again = again
+        self._left: Iterator[Any] = iter(())
+
+    def __enter__(self) -> Any:
+        self._left = iter(self._kept)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if self._again and func in ATTENTION:
+            return tree_map(_on_device, next(self._left))
+        results = func(*args, **(kwargs or {}))
+        if func in ATTENTION:
+            self._kept.append(tree_map_only(Tensor, pack, results))
+        return results
+
+
+def _on_device(kept: Any) -> Any:
+    return kept() if callable(kept) else kept  # tensors that stayed, and integers

@@ -34,10 +34,15 @@ OF_ATTENTION, OF_INPUT = 2.02, 1
 """Units kept per block: attention output, its log-sum-exp and block input, and the
 block input alone."""
 
-EXTRA_UNITS = {"full": 1, "full_offload": 3}
+EXTRA_UNITS = {
+    "offload_attention": 1 + 2 * (OF_ATTENTION - OF_INPUT),
+    "full": 1,
+    "full_offload": 3,
+}
 """Extra units in the backward pass of a recomputed block, by checkpointing level: the
-gradient of its output. `full_offload` also has the input of the first block and the
-prefetched input of the previous block on the device."""
+gradient of its output. `offload_attention` also has the results of attention of two
+blocks on the device, which are being copied, and `full_offload` the input of the first
+block and the prefetched input of the previous block."""
 
 COMPILED_AGAIN = 4
 """Further units of a compiled block that is recomputed in half precision."""
@@ -124,6 +129,9 @@ class StepShape:
     """Whether the blocks are compiled: they keep the tensors that the partitioner
     chooses."""
 
+    kernels: int = KERNELS_PER_BLOCK[""]
+    """A value of `KERNELS_PER_BLOCK`."""
+
     outside: int = 0
     """Bytes of activations that layers outside of the blocks keep."""
 
@@ -132,9 +140,12 @@ class StepShape:
         return self.outside + self.blocks * self._kept_by_block(level)
 
     def kept_on_host(self, level: str) -> int:
-        """Bytes that wait in CPU memory: with `full_offload` the inputs of all blocks
-        but the first and last; with `block_offload` also the input of the last block,
-        and all tensors that one block saves."""
+        """Bytes that wait in CPU memory: with `offload_attention` the results of
+        attention of all blocks but the last; with `full_offload` the inputs of all but
+        the first and last; with `block_offload` also the input of the last block, and
+        all tensors that one block saves."""
+        if level == "offload_attention":
+            return int((self.blocks - 1) * (OF_ATTENTION - OF_INPUT) * self._unit)
         if level not in OFFLOADING_LEVELS:
             return 0
         if level == "full_offload":
@@ -228,6 +239,7 @@ class StepShape:
                 of_block.compiled_outputs if self.compiled else of_block.matmul_outputs
             ),
             "keep_attention": OF_ATTENTION,
+            "offload_attention": OF_INPUT,
             "full": OF_INPUT,
             "full_offload": 0,
             "block_offload": 0,
@@ -296,7 +308,7 @@ def step_seconds(level: str, work: StepShape, flops: float) -> float:
     host's time anyway."""
     linear, _ = RECOMPUTED[level]
     of_gpu = 2 * WEIGHTS_PER_TOKEN * work.width**2 * work.tokens * (2 + linear) / flops
-    return work.blocks * max(of_gpu, KERNELS_PER_BLOCK * LAUNCH_S * HOST_SHARE[level])
+    return work.blocks * max(of_gpu, work.kernels * LAUNCH_S * HOST_SHARE[level])
 
 
 def fastest_level_that_fits(

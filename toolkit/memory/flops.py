@@ -23,6 +23,7 @@ RECOMPUTED = {
     "none": (0, 0),
     "cheap": (0, 0),
     "keep_attention": (1, 0),
+    "offload_attention": (1, 0),
     "full": (1, 1),
     "full_offload": (1, 1),
     "block_offload": (1, 1),
@@ -36,10 +37,19 @@ EFFICIENCY = 0.4
 0.38 to 0.45 measured on an H100 (docs/measured.md). `toolkit.plan.step_time` has it
 part by part."""
 
-KERNELS_PER_BLOCK = 353
-"""Kernels that an uncompiled block launches in forward and backward, with a LoRA on all
-layers and everything recomputed. Source: benchmarks/bench_kernels.py (bf16; quantized
-blocks launch more)."""
+KERNELS_PER_BLOCK = {
+    "": 353,
+    **dict.fromkeys(("int8", "float8"), 433),
+    "fp8_scaled": 473,
+    **dict.fromkeys(("int4", "int2", "uint4", "uint2"), 513),
+    **dict.fromkeys(("uint3", "uint5", "uint6"), 633),
+    "uint7": 753,
+    "fp8 products": 853,
+    "int8 products": 893,
+}
+"""`model.qtype` ("": not quantized), or the kind of `model.quantized_products` ->
+kernels that an uncompiled block launches in forward and backward, with a LoRA on all
+layers and everything recomputed. Source: benchmarks/bench_kernels.py."""
 
 LAUNCH_S = 8e-6
 """Seconds of the host for each of them, autograd included; an assumption. Small images
@@ -57,5 +67,5 @@ def attention_share(
     linear = 2.0 * WEIGHTS_PER_TOKEN * width**2 * blocks * tokens * images
     attention = 4.0 * tokens**2 * width * blocks * images
     attention *= 1 + BACKWARD_ATTENTION_EXECUTED
-    host_s = blocks * KERNELS_PER_BLOCK * LAUNCH_S
+    host_s = blocks * KERNELS_PER_BLOCK[""] * LAUNCH_S
     return attention / max(2 * linear + attention, host_s * flops)

@@ -15,9 +15,9 @@ changed there is copied back before another takes its buffer. Where a block is i
 buffer, only that copy is valid, else the copy in CPU memory; the parameters point to
 the valid one.
 
-Activation offload, only for CUDA: while a checkpointed block computes, its inputs are
-copied to the CPU; during the backward pass of the next block they are copied back. So
-the GPU holds the inputs of two blocks instead of all.
+Activation offload, only for CUDA: while a checkpointed block computes, its inputs (or
+what it keeps of attention) are copied to the CPU; during the backward pass of the next
+block they are copied back. So the GPU holds those of two blocks instead of all.
 
 `block_runner` combines these wrappers; `recompute` uses the copies for
 `gradient_checkpointing: block_offload`. The number of swapped blocks comes from
@@ -56,13 +56,14 @@ def saved_tensor_rule(rule: PackRule) -> Iterator[None]:
     blocks around it. (Torch's own hooks do not nest.)"""
     _rules.append(rule)
     try:
-        with saved_tensors_hooks(_pack, _unpack):
+        with saved_tensors_hooks(pack, _unpack):
             yield
     finally:
         _rules.pop()
 
 
-def _pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
+def pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
+    """The tensor as the rules keep it, or a function that restores it."""
     restorers = (rule(tensor) for rule in reversed(_rules))
     # It is not the tensor itself: the output of an operation would keep the operation
     # alive, and the operation the output. Only a backward pass breaks the cycle;
@@ -567,7 +568,8 @@ class CudaCopies:
 
 
 class _BlockInputs:
-    """The inputs of one call of a block, in CPU memory."""
+    """The inputs of one call of a block, or what it keeps of attention, in CPU
+    memory."""
 
     def __init__(self, copies: HostCopies, before: _BlockInputs | None) -> None:
         self._copies = copies
@@ -627,14 +629,8 @@ class ActivationOffload:
         def run_offloaded(
             block: nn.Module, *tensors: Tensor | None
         ) -> tuple[Tensor, ...]:
-            # Only tensors that one block passes to the next are offloaded; all blocks
-            # share the others.
-            passed_on = {
-                _memory(t)
-                for t in tensors
-                if isinstance(t, Tensor) and t.requires_grad and self._is_elsewhere(t)
-            }
-            if not passed_on or not torch.is_grad_enabled():
+            leaves = self._leaves(block, [t for t in tensors if isinstance(t, Tensor)])
+            if leaves is None or not torch.is_grad_enabled():
                 return run(block, *tensors)
             self._copies.begin_block()
             inputs = _BlockInputs(self._copies, self._latest())
@@ -642,9 +638,7 @@ class ActivationOffload:
             self._latest = weakref.ref(inputs)
             try:
                 with saved_tensor_rule(
-                    lambda tensor: (
-                        inputs.keep(tensor) if _memory(tensor) in passed_on else None
-                    )
+                    lambda tensor: inputs.keep(tensor) if leaves(tensor) else None
                 ):
                     return run(block, *tensors)
             except RuntimeError as error:
@@ -654,11 +648,53 @@ class ActivationOffload:
 
         return run_offloaded
 
+    def _leaves(
+        self, block: nn.Module, given: Sequence[Tensor]
+    ) -> Callable[[Tensor], bool] | None:
+        """Whether a saved tensor is offloaded; None where none is. given: the inputs of
+        the block."""
+        # Only tensors that one block passes to the next are offloaded; all blocks share
+        # the others.
+        passed_on = {
+            _memory(t) for t in given if t.requires_grad and self._is_elsewhere(t)
+        }
+        return (lambda tensor: _memory(tensor) in passed_on) if passed_on else None
+
+
+class AttentionOffload(ActivationOffload):
+    """A wrapper that offloads what blocks keep of attention, compiled or not: its
+    output and the logarithms of its sums.
+
+    Example::
+
+        offload = AttentionOffload(CudaCopies(device))
+        model.wrap_blocks([checkpoint_wrapper("offload_attention"), offload])
+    """
+
+    def _leaves(
+        self, block: nn.Module, given: Sequence[Tensor]
+    ) -> Callable[[Tensor], bool] | None:
+        if not any(map(self._is_elsewhere, given)):
+            return None
+        # A compiled block saves its inputs and weights by the same way. The state of
+        # random numbers has one dimension.
+        stays = {_memory(t) for t in (*given, *block.parameters(), *block.buffers())}
+        return lambda tensor: tensor.dim() > 1 and _memory(tensor) not in stays
+
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def offloading(device: torch.device) -> list[ActivationOffload]:
-    """The wrapper for this device, as a list; empty without CUDA."""
-    return [ActivationOffload(CudaCopies(device))] if device.type == "cuda" else []
+OFFLOADS = {"offload_attention": AttentionOffload, "full_offload": ActivationOffload}
+"""Level of `gradient_checkpointing` -> the wrapper around its checkpoints."""
+
+
+def offloading(
+    device: torch.device, level: str = "full_offload"
+) -> list[ActivationOffload]:
+    """The wrapper of a level for this device, as a list; empty without CUDA, and for
+    levels that have none."""
+    if device.type != "cuda" or level not in OFFLOADS:
+        return []
+    return [OFFLOADS[level](CudaCopies(device))]

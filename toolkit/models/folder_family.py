@@ -212,6 +212,8 @@ class DiffusersFamily(ModelFamily):
                 if not (known or name.startswith("_") or hasattr(value, "__get__")):
                     hint = did_you_mean(name, facts, list_all=False)
                     yield f"{name!r} is not a fact. {hint or 'Annotate it if it is your own.'}"
+        if unnamed := [part for part in self.weight_parts if part not in self.classes]:
+            yield f"classes has no {', '.join(unnamed)}."
         if self.lora_spelling not in LORA_SPELLINGS:
             hint = did_you_mean(self.lora_spelling, LORA_SPELLINGS)
             yield f"lora_spelling: {self.lora_spelling!r} is none. {hint}"

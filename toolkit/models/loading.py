@@ -41,7 +41,7 @@ from toolkit.config.sections.model_files import (
     whole_files,
 )
 from toolkit.contracts.model import DiffusionModel, ModelFacts
-from toolkit.errors import RunError, UserError
+from toolkit.errors import RunError, UserError, did_you_mean
 from toolkit.files import now
 from toolkit.files.unreadable import explained, unread_file
 from toolkit.models.families import (
@@ -447,8 +447,9 @@ def named_blocks(
 
 
 def check_block_lists(model: nn.Module, block_lists: Sequence[str]) -> None:
-    """Raises UserError where a transformer has lists of blocks that its family does not
-    name: they would be neither adapted, nor quantized, nor swapped.
+    """Raises UserError where a transformer lacks a list of blocks that its family names,
+    or has one that it does not name: that would be neither adapted, nor quantized, nor
+    swapped.
 
     A member with a single linear layer is a projection, not a block.
 
@@ -456,6 +457,15 @@ def check_block_lists(model: nn.Module, block_lists: Sequence[str]) -> None:
 
         check_block_lists(model, family.block_lists)
     """
+    kind = type(model).__name__
+    says = f"block_lists of the model's family: {list(block_lists)}"
+    lists = [
+        name for name, part in model.named_modules() if type(part) is nn.ModuleList
+    ]
+    for name in block_lists:
+        if name not in lists:
+            hint = did_you_mean(name, lists)
+            raise UserError(f"{says}: {kind} has no list {name!r}. {hint}")
     left_out = [
         name
         for name, child in model.named_children()
@@ -465,8 +475,8 @@ def check_block_lists(model: nn.Module, block_lists: Sequence[str]) -> None:
     ]
     if left_out:
         raise UserError(
-            f"block_lists of the model's family: {list(block_lists)} leaves out {', '.join(left_out)} of "
-            f"{type(model).__name__}. Name every list of blocks in the order of the forward pass (docs/extending.md)."
+            f"{says} leaves out {', '.join(left_out)} of {kind}. "
+            "Name every list of blocks in the order of the forward pass (docs/extending.md)."
         )
 
 

@@ -15,6 +15,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import NamedTuple
 
+from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.output import SamplePicture
 from toolkit.config.sections.train import OptimizationConfig, TrainConfig
 from toolkit.config.sections.trainer import DiffusionSection
@@ -23,6 +24,7 @@ from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.batches.image_data import ImageData
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.memory.estimate import OF_PRODUCTS, StepShape
+from toolkit.memory.flops import KERNELS_PER_BLOCK
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
 from toolkit.networks.targets import select_target_modules
 from toolkit.number_types import DTYPE_BYTES, QTYPE_BYTES
@@ -209,12 +211,20 @@ def step_shape(
         largest_change=trained.largest_layer,
         dequantized_bytes=copies,
         of_products=OF_PRODUCTS.get(model.quantized_products or "", 0),
+        kernels=block_kernels(model),
         casts=casts,
         gradients=bytes_each * (trained.largest if fused else trained.weights),
         gradients_wait=accumulates,
         compiled=compiled,
         outside=trained.outside * facts.outside_numbers * text_tokens * number,
     )
+
+
+def block_kernels(model: ModelConfig) -> int:
+    """Kernels that an uncompiled block of the model launches (`KERNELS_PER_BLOCK`)."""
+    if model.quantized_products:
+        return KERNELS_PER_BLOCK[f"{model.quantized_products} products"]
+    return KERNELS_PER_BLOCK[model.qtype if model.quantize else ""]
 
 
 def num_shards(train: TrainConfig) -> int:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from toolkit.config.reading.field_types import OFFLOADING_LEVELS
 from toolkit.memory.estimate import gaps_on_gpu, step_peak
 from toolkit.models.families import MOST_ROWS
 from toolkit.plan.job_bytes import EncoderBytes, JobBytes
@@ -223,9 +222,8 @@ def saving(job: JobBytes, choice: Choice, rows: int) -> Bytes:
 def offloaded(job: JobBytes, choice: Choice) -> Bytes:
     """Activations that wait in main memory for the backward pass; empty with a level
     that offloads none."""
-    if choice.level not in OFFLOADING_LEVELS:
-        return {}
-    return {Part.OFFLOADED: job.step.kept_on_host(choice.level)}
+    waiting = job.step.kept_on_host(choice.level)
+    return {Part.OFFLOADED: waiting} if waiting else {}
 
 
 def drawing(job: JobBytes, activations: float) -> Bytes:

@@ -203,6 +203,9 @@ class TimeOutlook(NamedTuple):
     arrival: str = ""
     """`StepWork.arrival` of the card."""
 
+    faster: str = ""
+    """`RunWork.faster_level` on the card."""
+
     def line(self, until_the_data_ends: bool, brief: bool = False) -> str:
         """The line of a plan: the time that is left of the run, and its longest parts.
         until_the_data_ends: only the time of a step is known. brief: without the parts.
@@ -218,7 +221,8 @@ class TimeOutlook(NamedTuple):
         for seconds, part in self._named_parts():
             line += f", {amount(seconds)} of it for {part}"
         line += f"; a step takes {self.step_s:.2g} s"
-        return f"{line}, {self.arrival}" if self.arrival else line
+        line += f", {self.arrival}" if self.arrival else ""
+        return f"{line}; {self.faster}" if self.faster else line
 
     def _named_parts(self) -> list[tuple[float, str]]:
         """(seconds, part) of the longest parts in addition to the steps, the longest

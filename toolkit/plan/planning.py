@@ -466,6 +466,7 @@ def time_outlook(
         parts,
         assumed=not (measured or time.gpu or time.is_asked),
         arrival=work.step.arrival(card) if card else "",
+        faster=work.faster_level(card, compiled) if card else "",
     ), ""
 
 

@@ -16,7 +16,7 @@ from toolkit.config.sections.output import SampleConfig, SamplePicture
 from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
-from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN
+from toolkit.memory.flops import WEIGHTS_PER_TOKEN
 from toolkit.models.families import (
     ModelFamily,
     ModelSizeInfo,
@@ -30,6 +30,7 @@ from toolkit.plan.memory_inputs import (
     ItemGroup,
     LargestBatch,
     TrainableParams,
+    block_kernels,
     count_trainable_params,
     share_of_rank,
 )
@@ -50,6 +51,9 @@ twice, gradient, clipping."""
 
 AVERAGE_ACCESSES = 12
 """The same of its average."""
+
+OTHER_LEVEL = {"full": "offload_attention", "offload_attention": "full"}
+"""Level -> the one that differs from it in where attention comes from."""
 
 Often = Callable[[tuple[int, float]], int]
 """From an interval in (steps, epochs) to how often it comes in a run, the end
@@ -101,9 +105,11 @@ class _RunWork:
 
     def whole(self, steps: int, often: Often, save: SaveSize) -> RunWork:
         section = self.section
-        step = self.step()
+        level = self.memory.level
+        step = self.step(level)
         if steps == UNTIL_THE_DATA_ENDS:
-            return RunWork(step, 0, self.memory.level)
+            return RunWork(step, 0, level)
+        other = "" if section.train.parallel == "fsdp" else OTHER_LEVEL.get(level, "")
         validations = 0
         if section.validation:
             validations = 1 + often((section.validation.every, 0))
@@ -112,7 +118,9 @@ class _RunWork:
         return RunWork(
             step,
             steps,
-            self.memory.level,
+            level,
+            other_level=other,
+            other_step=self.step(other) if other else None,
             samples=samples,
             pictures=pictures,
             validation=self.validation().times(validations),
@@ -124,7 +132,7 @@ class _RunWork:
 
     # ------------------------------------------------------------ a step
 
-    def step(self) -> StepWork:
+    def step(self, level: str) -> StepWork:
         """The mean over the images, each in a batch of its size."""
         train = self.section.train
         images, micro_batches = share_of_rank(train)
@@ -140,9 +148,7 @@ class _RunWork:
             passes = 1 + 2 * preservations
             forward += self._forward(batch).times(share * passes)
             forward += self._encoded_again(group, batch).times(share)
-            one_backward = self.blocks.backward(
-                batch.tokens, pairs_of(batch), self.memory.level
-            )
+            one_backward = self.blocks.backward(batch.tokens, pairs_of(batch), level)
             backward += one_backward.times(share * (1 + preservations))
         optimizer = (
             STEP_ACCESSES * self.trained.weights
@@ -298,7 +304,7 @@ def blocks_of(
         token_weights=used / streams,
         number_bytes=number_bytes,
         trains_model=section.network.trains_model,
-        kernels_per_block=KERNELS_PER_BLOCK,
+        kernels_per_block=block_kernels(model),
         saved_units=units.everything[number_bytes > 2],
     )
     extra = 0.0

@@ -16,7 +16,12 @@ from functools import reduce
 from operator import add
 
 from toolkit.config.reading.field_types import CHECKPOINTING_LEVELS, OFFLOADING_LEVELS
-from toolkit.memory.flops import BACKWARD_ATTENTION_EXECUTED, RECOMPUTED
+from toolkit.memory.estimate import OF_ATTENTION, OF_INPUT
+from toolkit.memory.flops import (
+    BACKWARD_ATTENTION_EXECUTED,
+    KERNELS_PER_BLOCK,
+    RECOMPUTED,
+)
 from toolkit.plan.cards import Card
 
 PRODUCTS = 0.79
@@ -79,6 +84,9 @@ DISK_BYTES_S = 1e9
 """Bytes per second that a disk reads and writes; an assumption. NVMe disks read 2 to 7,
 SATA ones 0.5."""
 
+WORTH_SAYING = 0.05
+"""Share of a step's time from which on a faster level is named."""
+
 SETUP_S = 2.0
 """Seconds before the first step that are none of the other parts."""
 
@@ -130,6 +138,10 @@ class PassWork:
     kernels: float = 0.0
     """That the host starts where blocks are not compiled."""
 
+    plain_kernels: float = 0.0
+    """The same where blocks are not quantized, which decides for compiled ones: they
+    dequantize in kernels that are there anyway."""
+
     copied: float = 0.0
     """Those of `bus` that are copied from a mapped file before."""
 
@@ -171,7 +183,8 @@ class PassWork:
         >>> f"{PassWork(products=1e14).seconds(asked_card('4090')):.2f} s"
         '0.77 s'
         """
-        host_s = HOST_S * self.kernels * (COMPILED_HOST_SHARE if compiled else 1.0)
+        kernels = COMPILED_HOST_SHARE * self.plain_kernels if compiled else self.kernels
+        host_s = HOST_S * kernels
         return max(
             self.busy_seconds(card, compiled), host_s, self.arrival(card)[0]
         ) + self.awaited / _bus_bytes_s(card)
@@ -262,6 +275,7 @@ class Blocks:
             weights=self.extra_bytes,
             bus=self.swapped_bytes,
             kernels=FORWARD_KERNELS * self.kernels_per_block * self.blocks,
+            plain_kernels=FORWARD_KERNELS * KERNELS_PER_BLOCK[""] * self.blocks,
             copied=self.copied_bytes,
             read=self.from_disk * self.copied_bytes,
         )
@@ -280,10 +294,12 @@ class Blocks:
             model_passes += 1  # and of the weights
         products = model_passes * 2.0 * self.token_weights * tokens
         products += (2 + again) * 2.0 * self.adapter_weights * tokens
-        inputs = 0.0
+        waiting = 0.0
         saved = 0.0
+        if level == "offload_attention":  # there and back
+            waiting = 2 * (OF_ATTENTION - OF_INPUT) * self._unit(tokens)
         if level in OFFLOADING_LEVELS:
-            inputs = self._unit(tokens)
+            waiting = self._unit(tokens)
         if level == "block_offload":
             saved = self.saved_units * self._unit(tokens)
         return PassWork(
@@ -294,9 +310,10 @@ class Blocks:
             + elementwise_again
             + ELEMENTWISE_BACKWARD * self._unit(tokens),
             weights=(1 + again) * self.extra_bytes,
-            bus=self.swapped_bytes + inputs + (2 - AWAITED) * saved,  # there and back
+            bus=self.swapped_bytes + waiting + (2 - AWAITED) * saved,  # there and back
             awaited=AWAITED * saved,
             kernels=(1 - FORWARD_KERNELS) * self.kernels_per_block * self.blocks,
+            plain_kernels=(1 - FORWARD_KERNELS) * KERNELS_PER_BLOCK[""] * self.blocks,
             copied=forward.copied,
             read=forward.read,
         )
@@ -328,6 +345,11 @@ class StepWork:
             card, compiled
         )
         return passes + self.optimizer_bytes / (1e9 * card.memory_gb_s)
+
+    def less_than(self, other: StepWork, card: Card, compiled: bool) -> float:
+        """The share of the other step's seconds that this one saves; negative where it
+        takes longer."""
+        return 1 - self.seconds(card, compiled) / other.seconds(card, compiled)
 
     def arrival(self, card: Card) -> str:
         """What the plan says of what waits in main memory; empty where no block does."""
@@ -366,6 +388,13 @@ class RunWork:
     level: str
     """The level of checkpointing."""
 
+    other_level: str = ""
+    """`offload_attention` at `full`, and the reverse: which of them is faster is a
+    question of the bus. Empty at other levels."""
+
+    other_step: StepWork | None = None
+    """The step at that level."""
+
     samples: PassWork = PassWork()
     pictures: float = 0.0
     """Sample images, of all sets."""
@@ -381,6 +410,20 @@ class RunWork:
 
     written_bytes: float = 0.0
     """Bytes of the last save, which the end waits for."""
+
+    def faster_level(self, card: Card, compiled: bool) -> str:
+        """What the plan says of `other_level`; empty where it saves less than
+        `WORTH_SAYING`."""
+        if self.other_step is None:
+            return ""
+        less = self.other_step.less_than(self.step, card, compiled)
+        if less < WORTH_SAYING:
+            return ""
+        percent = round(100 * less)
+        return (
+            f"{percent} % less with gradient_checkpointing: {self.other_level} "
+            "(calculated, never measured)"
+        )
 
     def parts(
         self, card: Card, compiled: bool, compile_s: float | None = None

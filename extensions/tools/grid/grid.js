@@ -1,26 +1,48 @@
 // The grid: favourites, hidden rows and columns, the large image, and the keys for all of it.
 (function () {
+  /**
+   * @typedef {{name: string, lora: string | null, strength: number | null}} Column
+   * @typedef {{prompt: string, cfg: number, seed: number}} Row
+   * @typedef {HTMLTableCellElement} Cell
+   */
+  /** @type {{id: string, files: (string | null)[][], columns: Column[], rows: Row[]}} */
   const data = pageData();
   const key = 'atelier-grid-' + data.id;
-  const grid = document.getElementById('grid');
-  const box = document.getElementById('box');
-  const byId = (id) => document.getElementById(id);
-  const hidden = { row: new Set(), column: new Set() };
+  /** @param {string} id */
+  const byId = id => /** @type {HTMLElement} */ (document.getElementById(id));
+  const grid = byId('grid');
+  const box = byId('box');
+  /** @type {Record<'row' | 'column', Set<number>>} */
+  const hidden = {row: new Set(), column: new Set()};
+  /** @type {Cell | null} */
   let at = null;
+  /** @type {Set<string | null>} */
   let favourites = new Set();
   function recall() {
-    try { favourites = new Set(JSON.parse(localStorage.getItem(key) || '[]')); } catch (error) { /* not allowed here */ }
+    try {
+      favourites = new Set(JSON.parse(localStorage.getItem(key) || '[]'));
+    } catch (error) {
+      /* not allowed here */
+    }
   }
 
+  /** @type {(row: number, column: number) => Cell | null} */
   const cellAt = (row, column) => grid.querySelector(`td[data-row="${row}"][data-column="${column}"]`);
-  const place = (cell) => [Number(cell.dataset.row), Number(cell.dataset.column)];
-  const fileOf = (cell) => { const [row, column] = place(cell); return data.files[row][column]; };
-  const isThere = (cell) => cell && cell.querySelector('img') !== null;
+  /** @param {Cell} cell */
+  const place = cell => [Number(cell.dataset.row), Number(cell.dataset.column)];
+  /** @param {Cell} cell */
+  const fileOf = cell => {
+    const [row, column] = place(cell);
+    return data.files[row][column];
+  };
+  /** @param {Cell} cell */
+  const imageOf = cell => cell.querySelector('img');
 
+  /** @param {Cell} cell */
   function describe(cell) {
     const [row, column] = place(cell);
-    const { name, strength } = data.columns[column];
-    const { prompt, cfg, seed } = data.rows[row];
+    const {name, strength} = data.columns[column];
+    const {prompt, cfg, seed} = data.rows[row];
     return `${name}${strength === null ? '' : ' x ' + strength} | cfg ${cfg}, seed ${seed} | ${prompt}`;
   }
 
@@ -34,17 +56,17 @@
       const star = cell.querySelector('.star');
       if (star) star.setAttribute('aria-pressed', String(chosen));
     }
-    for (const head of grid.querySelectorAll('thead th[data-column]')) {
-      head.hidden = hidden.column.has(Number(head.dataset.column));
+    for (const head of grid.querySelectorAll('th')) {
+      if (head.dataset.column) head.hidden = hidden.column.has(Number(head.dataset.column));
     }
-    for (const line of grid.querySelectorAll('tbody tr')) line.hidden = hidden.row.has(Number(line.dataset.row));
+    for (const line of grid.querySelectorAll('tr')) line.hidden = hidden.row.has(Number(line.dataset.row ?? -1));
     const away = hidden.row.size + hidden.column.size;
     byId('show').hidden = away === 0;
     byId('show').textContent = `Show all (${away} hidden)`;
     const marked = choice().length;
     byId('count').textContent = marked === 1 ? '1 favourite' : `${marked} favourites`;
     if (!box.hidden && at) {
-      byId('large').src = at.querySelector('img').src;
+      byId('large').setAttribute('src', imageOf(at)?.src ?? '');
       byId('told').textContent = describe(at);
       box.classList.toggle('chosen', favourites.has(fileOf(at)));
     }
@@ -52,39 +74,52 @@
 
   // The favourites in the order of the grid, as they are exported.
   function choice() {
+    /** @type {(Partial<Column & Row> & {file: string | null})[]} */
     const found = [];
-    data.files.forEach((files, row) => files.forEach((file, column) => {
-      if (favourites.has(file)) {
-        const { lora, strength } = data.columns[column];
-        found.push({ file, lora, strength, ...data.rows[row] });
-      }
-    }));
+    data.files.forEach((files, row) =>
+      files.forEach((file, column) => {
+        if (favourites.has(file)) {
+          const {lora, strength} = data.columns[column];
+          found.push({file, lora, strength, ...data.rows[row]});
+        }
+      }),
+    );
     return found;
   }
 
+  /** @param {Cell | null} cell */
   function mark(cell) {
-    if (!isThere(cell)) return;
+    if (!cell || !imageOf(cell)) return;
     const file = fileOf(cell);
     recall(); // another window may have marked some
     if (!favourites.delete(file)) favourites.add(file);
-    try { localStorage.setItem(key, JSON.stringify([...favourites])); } catch (error) { /* kept for this visit */ }
+    try {
+      localStorage.setItem(key, JSON.stringify([...favourites]));
+    } catch (error) {
+      /* kept for this visit */
+    }
     show();
   }
 
+  /** @param {Cell} cell */
   function goTo(cell) {
     at = cell;
     show();
     if (box.hidden) {
       const button = cell.querySelector('button');
       if (button) button.focus();
-      cell.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+      cell.scrollIntoView({block: 'nearest', inline: 'nearest'});
     }
   }
 
-  // The next image in a direction that is neither hidden nor missing.
+  /**
+   * The next image in a direction that is neither hidden nor missing.
+   * @param {number} down
+   * @param {number} right
+   */
   function move(down, right) {
     if (!at) {
-      const first = [...grid.querySelectorAll('td')].find((cell) => isThere(cell) && cell.offsetParent !== null);
+      const first = [...grid.querySelectorAll('td')].find(cell => imageOf(cell) && cell.offsetParent !== null);
       if (first) goTo(first);
       return;
     }
@@ -94,12 +129,16 @@
       column += right;
       const cell = cellAt(row, column);
       if (!cell) return;
-      if (isThere(cell) && !hidden.row.has(row) && !hidden.column.has(column)) { goTo(cell); return; }
+      if (imageOf(cell) && !hidden.row.has(row) && !hidden.column.has(column)) {
+        goTo(cell);
+        return;
+      }
     }
   }
 
+  /** @param {Cell} cell */
   function open(cell) {
-    if (!isThere(cell)) return;
+    if (!imageOf(cell)) return;
     at = cell;
     box.hidden = false;
     show();
@@ -113,11 +152,12 @@
     if (at) goTo(at);
   }
 
+  /** @param {HTMLElement} button */
   function hide(button) {
     const head = button.closest('th');
-    const line = head.closest('tbody tr');
-    if (line) hidden.row.add(Number(line.dataset.row));
-    else hidden.column.add(Number(head.dataset.column));
+    const row = head?.closest('tr')?.dataset.row;
+    if (row) hidden.row.add(Number(row));
+    else hidden.column.add(Number(head?.dataset.column));
     if (at) {
       const [row, column] = place(at);
       if (hidden.row.has(row) || hidden.column.has(column)) at = null;
@@ -128,38 +168,48 @@
   function save() {
     const text = JSON.stringify(choice(), null, 2) + '\n';
     const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([text], { type: 'application/json' }));
+    link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
     link.download = 'favourites.json';
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  grid.addEventListener('click', (event) => {
-    const button = event.target.closest('button');
-    if (!button) return;
-    const cell = button.closest('td');
-    if (button.classList.contains('hide')) hide(button);
-    else if (button.classList.contains('star')) mark(cell);
-    else if (button.classList.contains('open')) open(cell);
+  grid.addEventListener('click', event => {
+    const button = /** @type {Element} */ (event.target).closest('button');
+    const cell = button?.closest('td');
+    if (button?.classList.contains('hide')) hide(button);
+    else if (cell && button?.classList.contains('star')) mark(cell);
+    else if (cell && button?.classList.contains('open')) open(cell);
   });
-  byId('show').addEventListener('click', () => { hidden.row.clear(); hidden.column.clear(); show(); });
+  byId('show').addEventListener('click', () => {
+    hidden.row.clear();
+    hidden.column.clear();
+    show();
+  });
   byId('export').addEventListener('click', save);
-  byId('size').addEventListener('input', (event) => grid.style.setProperty('--size', event.target.value + 'px'));
+  byId('size').addEventListener('input', event => {
+    grid.style.setProperty('--size', /** @type {HTMLInputElement} */ (event.target).value + 'px');
+  });
   byId('previous').addEventListener('click', () => move(0, -1));
   byId('next').addEventListener('click', () => move(0, 1));
   byId('mark').addEventListener('click', () => mark(at));
   byId('close').addEventListener('click', close);
 
-  document.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input')) return;
-    const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  /** @type {Record<string, [down: number, right: number]>} */
+  const moves = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]};
+  document.addEventListener('keydown', event => {
+    const isTyping = /** @type {Element} */ (event.target).matches('input');
+    if (event.ctrlKey || event.metaKey || event.altKey || isTyping) return;
     if (moves[event.key]) move(...moves[event.key]);
     else if (event.key === 'Escape') close();
     else if (event.key === 'f' || event.key === 'F') mark(at);
     else return;
     event.preventDefault();
   });
-  window.addEventListener('storage', () => { recall(); show(); });
+  window.addEventListener('storage', () => {
+    recall();
+    show();
+  });
   recall();
   show();
 })();

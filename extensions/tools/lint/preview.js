@@ -1,2 +1,3 @@
-const only = document.getElementById('only');
+/** @type {HTMLInputElement | null} */
+const only = document.querySelector('#only');
 if (only) only.addEventListener('change', () => document.body.classList.toggle('only', only.checked));

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from extensions.tools.shared.feed import Feed
-from extensions.tools.shared.html_page import PAGES, embedded, link_to, page, texts
+from extensions.tools.shared.html_page import PAGES, embedded, link_to, page
 from extensions.tools.shared.run_job import control_images, training_section
 from extensions.tools.shared.run_records import (
     MOST_POINTS,
@@ -23,8 +23,6 @@ from extensions.tools.shared.run_records import (
     diagrams,
     marks,
     page_values,
-    sample_table,
-    saved_files,
 )
 from toolkit.commands import command, command_for_others
 from toolkit.data.pixels.images import ImageError, open_image
@@ -66,34 +64,23 @@ def report_page(
 
     run = _as_recorded(run)
     feed = Feed(run.folder)
-    values, _ = page_values(run, feed)
+    most = MOST_SAMPLES if embed else None
+    values = page_values(run, feed, "", address, most, MOST_ROWS, hashed)
     values |= _nothing_private(run) if share else _private(run, address)
-    samples = sample_table(run.folder, address, MOST_SAMPLES if embed else None)
     curves = (series.curves(points=MOST_POINTS) for series in feed.series)
-    files = list(islice(saved_files(run.folder, hashed), MOST_ROWS))
-    file_count = len(files)
-    if file_count == MOST_ROWS:
-        file_count = sum(1 for _ in saved_files(run.folder, hashed=False))
+    values["data"] |= {
+        "diagrams": diagrams(chain.from_iterable(curves)),
+        "marks": [] if share else marks(run.folder),
+    }
     return page(
         PAGES / "run.html.j2",
         redact_text(run.name),
         shared=_SHARED,
-        data={
-            "here": "",
-            "words": texts()["run"]["script"],
-            "samples": samples,
-            "diagrams": diagrams(chain.from_iterable(curves)),
-            "marks": [] if share else marks(run.folder),
-        },
         **values,
         base="page.html.j2",
-        here="",
         cost=None,
-        samples=samples,
-        shown=max(samples["steps"], default=0),
+        shown=max(values["samples"]["steps"], default=0),
         picture=lambda file, side: file if side or not embed else "",
-        files=files,
-        file_count=file_count,
         marked=[],
         difference=None,
     )

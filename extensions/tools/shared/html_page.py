@@ -46,10 +46,18 @@ def texts() -> Any:
 @cache
 def environment(*folders: Path) -> Environment:
     """The Jinja2 environment for the templates of these folders and of pages/. In the
-    templates `t` are the `texts`."""
+    templates `t` are the `texts`. Of the indentation of a line one space is served."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2.ext import Extension
+
+    class OneSpace(Extension):
+        def preprocess(
+            self, source: str, name: str | None, filename: str | None = None
+        ) -> str:
+            return re.sub(r"\n +", "\n ", source)
 
     templates = Environment(
+        extensions=[OneSpace],
         loader=FileSystemLoader([*folders, PAGES]),
         autoescape=True,
         trim_blocks=True,

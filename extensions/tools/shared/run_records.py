@@ -14,15 +14,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES
-from extensions.tools.shared.feed import Feed, facts_of
+from extensions.tools.shared.feed import Feed, facts_of, status_of
+from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.series import IN_STEPS, Curve
 from toolkit.data.scan.captions import LIST, CaptionError, caption_in, files_beside
 from toolkit.files.redact import redact, redact_text
-from toolkit.files.run_files import CONFIG, LOG
+from toolkit.files.run_files import CONFIG, LOG, workflow_files
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import open_regular, read_object, sha256_of
 from toolkit.train.checkpoint_store import MANIFEST
@@ -57,25 +59,38 @@ _MOST_CONFIG_BYTES = 2**19
 _PLAN_BYTES = 32_768
 
 
-def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
+def page_values(
+    run: RunInfo,
+    feed: Feed,
+    here: str = "",
+    address: Callable[[Path], str | None] = lambda path: path.name,
+    most_pictures: int | None = None,
+    most_files: int | None = None,
+    hashed: bool = False,
+) -> dict[str, Any]:
     """The variables of the template of a run's page (pages/run.html.j2) that come from
-    the run's folder alone, and the cursor of the feed behind them. A part that is None
-    is left out of the page."""
+    the run's folder alone; `data` is what its script reads. A part that is None is left
+    out of the page.
+
+    here: address of the page on a server. address, most_pictures: as in
+    `sample_table`. most_files: files that are listed. hashed: as in `saved_files`.
+    """
     news, cursor = feed.update().news()
     rows = news.get("events", [])
     of = {
         event: [row for row in rows if row.get("event") == event]
         for event in ("memory", "warning")
     }
-    lines = [curve for series in feed.series for curve in series.curves(points=240)]
-    values = {
+    samples = sample_table(run.folder, address, most_pictures)
+    files = list(islice(saved_files(run.folder, hashed), most_files))
+    return {
         "run": run,
         "folder": run.folder,
         "now_facts": facts_of(run, feed.metrics.total(*IN_STEPS)),
         "memory": of["memory"][-1] if of["memory"] else {},
         "which": which_file(run.folder),
         "warnings": of["warning"][-MOST_WARNINGS:],
-        "lines": lines,
+        "lines": [c for series in feed.series for c in series.curves(points=240)],
         "log": news.get("log", ""),
         "plan": plan_text(run.folder),
         "settings": settings_text(run.folder),
@@ -83,8 +98,20 @@ def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
         "event_count": len(rows),
         "dataset": None,
         "result": None,
+        "here": here,
+        "samples": samples,
+        "files": files,
+        "file_count": len(files)
+        if len(files) != most_files
+        else sum(1 for _ in saved_files(run.folder, hashed=False)),
+        "workflows": [path.name for path in workflow_files(run.folder, run.name)],
+        "data": {
+            "here": here,
+            "samples": samples,
+            "words": texts()["run"]["script"],
+            **({"cursor": cursor, "status": status_of(run)} if here else {}),
+        },
     }
-    return values, cursor
 
 
 # ------------------------------------------------------------ curves

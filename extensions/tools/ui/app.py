@@ -15,6 +15,7 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
@@ -52,6 +53,7 @@ ROUTES = [
     _post("/start", queue.try_mascots),
     _get("/runs/{run}", after.page),
     _get("/runs/{run}/samples/{name}", run.sample),
+    _get("/runs/{run}/animations/{index:int}.{kind}", run.animation),
     _get("/runs/{run}/references/{index:int}/{slot:int}", run.reference),
     _get("/runs/{run}/curves", run.curves),
     _get("/runs/{run}/live", run.live),
@@ -61,6 +63,7 @@ ROUTES = [
     _get("/runs/{run}/files/{name:path}", run.file),
     _post("/runs/{run}/try", after.try_it),
     _get("/runs/{run}/tried", after.tried),
+    _post("/runs/{run}/comfyui", after.put_into_comfyui),
     _post("/runs/{run}/compare", after.compare),
     _get("/runs/{run}/compared", after.compared),
     _get("/runs/{run}/images/{folder}/{name}", after.tried_image),
@@ -91,6 +94,7 @@ ROUTES = [
     _get("/status", system.status),
     _get("/system", system.index),
     _post("/system/price", system.set_price),
+    _post("/system/comfyui", system.set_comfyui),
     _post("/system/prune", system.prune),
     _get("/datasets", datasets.index),
     _post("/datasets", datasets.create),
@@ -98,6 +102,7 @@ ROUTES = [
     _get("/datasets/{d}", datasets.show),
     _post("/datasets/{d}/view", datasets.set_view),
     _post("/datasets/{d}/captions", datasets.save_caption),
+    _post("/datasets/{d}/crop", datasets.crop),
     _post("/datasets/{d}/change", datasets.change),
     _post("/datasets/{d}/undo", datasets.undo),
     _post("/datasets/{d}/delete", datasets.delete),
@@ -112,9 +117,9 @@ ROUTES = [
     _get("/datasets/{d}/thumbs/{name:path}", datasets.thumb),
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
-    Mount("/static/pages", StaticFiles(directory=PAGES)),
+    Mount("/static/pages", GZipMiddleware(StaticFiles(directory=PAGES))),
     Mount("/static/mascots", StaticFiles(directory=runs.PICTURES, check_dir=False)),
-    Mount("/static", StaticFiles(directory=HERE / "static")),
+    Mount("/static", GZipMiddleware(StaticFiles(directory=HERE / "static"))),
 ]
 """All addresses. A GET request changes nothing. The guard protects every address except
 /login, /healthz and /static/."""

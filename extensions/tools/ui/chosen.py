@@ -88,7 +88,7 @@ def _programs(path: Path) -> Programs:
         if read_metadata(path).get(BASE_MODEL) == MASCOTS:
             return "small"
         keys = tensor_shapes(path)
-    except UserError:  # the file is damaged or has another format
+    except (UserError, OSError, ValueError):  # damaged, or of another format
         return "other"
     if any(part in key for key in keys for part in _OF_OTHER_KINDS):
         return "other"

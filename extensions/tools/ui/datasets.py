@@ -36,7 +36,7 @@ from starlette.exceptions import HTTPException
 from extensions.tools.ui.commands import LATE, run_py
 from extensions.tools.ui.state import Ui, inside
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.contracts.data import ResizeCrop, Size
+from toolkit.contracts.data import Focus, ResizeCrop, Size
 from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.data.scan.captions import (
     FORMATS,
@@ -44,6 +44,8 @@ from toolkit.data.scan.captions import (
     read_caption,
     with_caption,
 )
+from toolkit.data.scan.crops import SUFFIX as CROP
+from toolkit.data.scan.crops import read_crop
 from toolkit.data.scan.directory import DirectoryListing, list_folder
 from toolkit.data.scan.fingerprint import version_of
 from toolkit.data.scan.folder import FoundImage, find_images
@@ -203,6 +205,19 @@ class Dataset:
     def repeats(self) -> list[int]:
         """The different numbers of repeats of its images, sorted."""
         return sorted({image.repeats for image in self.images})
+
+    @cached_property
+    def tags(self) -> list[tuple[str, int]]:
+        """The tags of several captions and the number of these, the most frequent
+        first. In capital or small letters a tag is the same."""
+        counts = Counter[str]()
+        spellings: dict[str, str] = {}
+        for image in self.images:
+            by_name = {tag.casefold(): tag for tag in tags_of(image.caption)}
+            counts.update(by_name.keys())
+            for name, tag in by_name.items():
+                spellings.setdefault(name, tag)
+        return [(spellings[tag], n) for tag, n in counts.most_common() if n > 1]
 
     @cached_property
     def buckets(self) -> list[tuple[Size, int, int]]:
@@ -652,6 +667,15 @@ def thumbs(data: Dataset, image: FoundImage) -> list[str]:
     ]
 
 
+def tags_of(caption: str) -> list[str]:
+    """The parts of a caption between commas.
+
+    >>> tags_of("cat, sitting ,")
+    ['cat', 'sitting']
+    """
+    return list(filter(None, map(str.strip, caption.split(","))))
+
+
 def changed_caption(text: str, form: dict[str, str]) -> str:
     """A caption after a change of many captions.
 
@@ -680,6 +704,26 @@ def changed_caption(text: str, form: dict[str, str]) -> str:
     if form.get("op") == "remove" and has_tag:
         return ",".join(others).strip(" ,")
     return text
+
+
+# ---------------------------------------------------------------- crops
+
+
+def crop_file(image: FoundImage) -> Path:
+    """The file that says which part of an image is trained, whether it exists or
+    not."""
+    return Path(image.path).with_suffix(CROP)
+
+
+def set_crop(image: FoundImage, focus: Focus) -> None:
+    """Keeps which part of an image is trained. Raises CropError for a file that is not
+    one of crops, and OSError."""
+    file = crop_file(image)
+    with folder_lock(file.parent):
+        if os.path.lexists(file):
+            read_crop(file)
+        with atomic_write(file) as temporary:
+            temporary.write_text(f"{focus.across:g} {focus.down:g}\n")
 
 
 # ---------------------------------------------------------------- trash
@@ -713,7 +757,7 @@ def trash(data: Dataset, images: Iterable[FoundImage]) -> tuple[str, int]:
 
 def _with_partners(data: Dataset, image: FoundImage) -> list[str]:
     """The file of an image, and the files in the dataset that belong to it alone: its
-    captions, control images and mask."""
+    captions, crop, control images and mask."""
     if image.shares_stem:
         return [image.path]
     used_by_others = set[str]()
@@ -723,6 +767,7 @@ def _with_partners(data: Dataset, image: FoundImage) -> list[str]:
     paths = [image.path, *image.captions]
     if not image.captions and os.path.lexists(caption_file(image)):
         paths.append(str(caption_file(image)))  # written since the dataset was read
+    paths += [str(crop_file(image))] if crop_file(image).is_file() else []
     partners = {*image.references, image.mask} - used_by_others
     paths += [path for path in partners if path.startswith(data._prefix)]
     return [*dict.fromkeys(paths)]

@@ -52,7 +52,12 @@ from toolkit.files.run_files import (
     VALIDATION_IMAGES,
 )
 from toolkit.files.shared_look import SharedLook
-from toolkit.files.writing import folder_lock, os_error_as_run_error, read_object
+from toolkit.files.writing import (
+    folder_lock,
+    os_error_as_run_error,
+    read_object,
+    write_json,
+)
 from toolkit.train.run_index import RunIndex
 from toolkit.train.run_reader import RunInfo, read_run
 
@@ -130,6 +135,11 @@ class Ui:
     def settings(self) -> Path:
         """The file of the settings that are made on the page."""
         return self.own / "settings.json"
+
+    def keep(self, **settings: object) -> None:
+        """Keeps settings that are made on the page. Raises RunError as `locked`."""
+        with self.locked():
+            write_json(self.settings, read_object(self.settings) | settings)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -316,8 +316,9 @@ WITH_TWO: list[tuple[str, ...]] = [
       for name in ("adafactor", "adamw8bit", "torch.optim.Muon")),
     *((f"train: {{lr: 1e-6, optimizer: {name}}}, {FULL}",) for name in ("adafactor", "torch.optim.Muon")),  # with ddp
     (f"train: {{{SHARED}}}, save: {{mem_eff_save: true}}, {FULL}",),
-    (f"train: {{{SHARED}, gradient_checkpointing: block_offload}}",
-     "E train.gradient_checkpointing: is not supported with 'parallel: fsdp'. Use full_offload, or remove"),
+    *((f"train: {{{SHARED}, gradient_checkpointing: {level}}}",
+       "E train.gradient_checkpointing: is not supported with 'parallel: fsdp'. Use full_offload, or remove")
+      for level in ("offload_attention", "block_offload")),
     (f"train: {{{SHARED}, batch_size: 2}}", "E train.batch_size: 2: 'train.parallel: fsdp' needs 1"),
     ("train: {parallel: fsdp, gradient_accumulation: 3}", "E train.gradient_accumulation: 3: 'train.parallel: fsdp' n"),
     (f"train: {{{SHARED}, compile: {{enabled: true}}}}", "E train.compile: does not work with 'train.parallel: fsdp'"),

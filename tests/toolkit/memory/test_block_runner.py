@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack, plain, same
+from toolkit.config.reading.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.sections.train import CompileConfig
 from toolkit.memory import block_runner as engine_module
 from toolkit.memory.block_runner import BlockRunner
@@ -61,7 +62,7 @@ def made(monkeypatch: pytest.MonkeyPatch, said: list[str]):
 
 @pytest.mark.parametrize(
     "level",
-    ["none", "cheap", "keep_attention", "full", "full_offload", "block_offload"],
+    CHECKPOINTING_LEVELS,
 )
 def test_every_level_with_and_without_swapping_gives_the_same_bits(
     made, level: str

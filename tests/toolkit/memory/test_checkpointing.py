@@ -10,14 +10,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.diffusers_reference import open_tiny
+from tests.toolkit.memory.test_offload_activations import WrittenDown
 from tests.toolkit.memory.toy_blocks import WIDTH, Stack, same
-from toolkit.config.reading.field_types import AUTO_LEVELS
+from toolkit.config.reading.field_types import CHECKPOINTING_LEVELS
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.memory.checkpointing import checkpoint_wrapper
-from toolkit.memory.offload import BlockSwap
+from toolkit.memory.offload import AttentionOffload, BlockSwap
 from toolkit.memory.quantization import frozen_product, quantizer
 from toolkit.networks.lora import DoraNetwork, LoraNetwork
 from toolkit.networks.lycoris import LohaNetwork
+
+LEVELS = CHECKPOINTING_LEVELS[:-1]
+"""`block_offload` has a wrapper of its own."""
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 MATMULS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, frozen_product)
@@ -52,7 +56,7 @@ def computed(level: str, **options) -> Counter:
 def test_each_level_gives_the_same_bits_with_dropout(kind, qtype) -> None:
     options = {"count": 2, "kind": kind, "qtype": qtype}
     expected = Stack(**options).gradients()
-    for level in AUTO_LEVELS:
+    for level in LEVELS:
         assert same(
             Stack(**options).wrap(checkpoint_wrapper(level, WIDTH)).gradients(),
             expected,
@@ -62,7 +66,7 @@ def test_each_level_gives_the_same_bits_with_dropout(kind, qtype) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "levels"),
-    [(False, ("none", "full")), (True, AUTO_LEVELS)],
+    [(False, ("none", "full")), (True, LEVELS)],
     ids=["", "table"],
 )
 def test_each_level_gives_the_same_bits_on_a_real_model(
@@ -80,7 +84,14 @@ def test_each_level_gives_the_same_bits_on_a_real_model(
         for parameter in network.parameters().values():
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=random)
         assert model.enable_modulation_cache(BlockSwap) is None
-        model.wrap_blocks([checkpoint_wrapper(level, model.hidden_size)])
+        copies = WrittenDown()
+        offload = AttentionOffload(copies, is_elsewhere=lambda tensor: True)
+        model.wrap_blocks(
+            [
+                checkpoint_wrapper(level, model.hidden_size),
+                *([offload] if level == "offload_attention" else []),
+            ]
+        )
         torch.manual_seed(0)
         width = model.network_module.config.joint_attention_dim
         # two groups: two passes
@@ -90,6 +101,9 @@ def test_each_level_gives_the_same_bits_on_a_real_model(
             x_t_BCHW, torch.tensor([0.8, 0.3]), PromptEmbeds.stack(texts), [(), ()]
         )
         velocity.square().mean().backward()
+        # an output and the logarithms of its sums, of each block in both passes
+        waited = 2 * 2 * len(model.blocks()) if level == "offload_attention" else 0
+        assert len(copies.hosts) == waited
         found.append(
             [
                 velocity.detach(),
@@ -101,15 +115,16 @@ def test_each_level_gives_the_same_bits_on_a_real_model(
 
 @pytest.mark.parametrize("qtype", [None, "int8"])
 def test_what_a_level_keeps_is_not_computed_again(qtype) -> None:
-    calls = {level: computed(level, qtype=qtype) for level in AUTO_LEVELS}
-    assert [calls[level][ATTENTION] for level in AUTO_LEVELS] == [2, 2, 2, 4, 4]
-    gelus = [calls[level][torch.ops.aten.gelu.default] for level in AUTO_LEVELS]
-    assert gelus == [2, 4, 4, 4, 4]
-    matmuls = {level: sum(calls[level][op] for op in MATMULS) for level in AUTO_LEVELS}
+    calls = {level: computed(level, qtype=qtype) for level in LEVELS}
+    assert [calls[level][ATTENTION] for level in LEVELS] == [2, 2, 2, 2, 4, 4]
+    gelus = [calls[level][torch.ops.aten.gelu.default] for level in LEVELS]
+    assert gelus == [2, 4, 4, 4, 4, 4]
+    matmuls = {level: sum(calls[level][op] for op in MATMULS) for level in LEVELS}
     assert (
         matmuls["none"]
         < matmuls["cheap"]
         < matmuls["keep_attention"]
+        == matmuls["offload_attention"]
         <= matmuls["full"]
     )
     # Of the products only an adapter's way up, which sums over its rank, is made again.
@@ -154,7 +169,7 @@ def _kept_by_cheap(kind) -> list[tuple[torch.Size, object]]:
     return kept
 
 
-@pytest.mark.parametrize("level", AUTO_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_without_gradients_nothing_is_wrapped(level: str) -> None:
     stack = Stack(dropout=0.0)
     with torch.no_grad():

@@ -148,7 +148,7 @@ def test_no_dequantized_weight_is_kept(programs: list[Program], qtype: str) -> N
 
 
 def test_a_level_keeps_what_it_says(programs: list[Program]) -> None:
-    for level in ("keep_attention", "cheap"):
+    for level in ("keep_attention", "offload_attention", "cheap"):
         train(level, qtype="int8")
     # its output, and the logarithm of its sums
     attention = {
@@ -161,7 +161,7 @@ def test_a_level_keeps_what_it_says(programs: list[Program]) -> None:
     kept = [
         Counter(tuple(value.shape) for value in program.made) for program in programs
     ]
-    assert kept == [attention, attention | products]
+    assert kept == [attention, attention, attention | products]
 
 
 # ------------------------------------------------------------ what a second process

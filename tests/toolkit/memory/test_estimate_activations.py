@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from toolkit.config.reading.field_types import AUTO_LEVELS
+from toolkit.config.reading.field_types import AUTO_LEVELS, CHECKPOINTING_LEVELS
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.memory.estimate import (
     BESIDE_A_CHANGE,
@@ -55,6 +55,7 @@ def published(references: int, **changes) -> StepShape:
         ("none", 22.1),
         ("cheap", 11.1),
         ("keep_attention", 2.02),
+        ("offload_attention", 1),
         ("full", 1),
         ("full_offload", 0),
     ],
@@ -68,6 +69,9 @@ def test_offloaded_activations_are_on_the_host() -> None:
     assert SMALL.kept_on_host("full_offload") == 8 / 10 * SMALL.kept("full")
     assert replace(SMALL, blocks=1).kept_on_host("full_offload") == 0
     assert SMALL.kept_on_host("full") == 0
+    # the last keeps all
+    results = 9 * 1.02 * UNIT
+    assert SMALL.kept_on_host("offload_attention") == pytest.approx(results, abs=1)
 
 
 def test_what_a_block_saves_may_be_on_the_host_too() -> None:
@@ -105,7 +109,7 @@ def test_the_less_is_kept_the_more_is_computed_again() -> None:
     """
     together = {
         level: SMALL.kept(level) / 10 + SMALL.block_backward_bytes(level)
-        for level in AUTO_LEVELS
+        for level in CHECKPOINTING_LEVELS
     }
     once = together["none"]
     assert [together[level] for level in ("cheap", "keep_attention")] == pytest.approx(
@@ -113,6 +117,9 @@ def test_the_less_is_kept_the_more_is_computed_again() -> None:
     )
     # the gradient of what the block gave
     assert together["full"] == pytest.approx(once + UNIT, abs=3)
+    # and results of attention of two blocks, on their way
+    extra = 1 + 2 * 1.02
+    assert together["offload_attention"] == pytest.approx(once + extra * UNIT, abs=3)
     # That, the first block's input, and the next one's on its way back.
     assert together["full_offload"] == pytest.approx(once + 3 * UNIT, abs=3)
 
@@ -121,7 +128,7 @@ def test_each_level_takes_less_than_the_one_before_it() -> None:
     for kind in KINDS:
         for references in TOKENS:
             levels = [
-                *AUTO_LEVELS,
+                *CHECKPOINTING_LEVELS[:-1],
                 *(["block_offload"] if KINDS[kind].units.offloaded else []),
             ]
             sizes = [

@@ -16,10 +16,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.toolkit.memory.toy_blocks import CPU, Stack, same
+from tests.toolkit.memory.toy_blocks import CPU, TOKENS, WIDTH, Stack, same
+from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
+from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.offload import (
     ActivationOffload,
+    AttentionOffload,
     InFlightCopies,
     offloading,
 )
@@ -34,6 +37,7 @@ class WrittenDown:
     def __init__(self) -> None:
         self.log: list[tuple[str, int]] = []
         self.hosts: list[weakref.ref[Tensor]] = []
+        self.bytes: list[int] = []
 
     def begin_block(self) -> None:
         self.log.append(("block", len(self.hosts)))
@@ -41,6 +45,7 @@ class WrittenDown:
     def to_host(self, tensor: Tensor) -> Tensor:
         self.log.append(("out", len(self.hosts)))
         host = tensor.clone()
+        self.bytes.append(host.nbytes)
         self.hosts.append(weakref.ref(host))
         return host
 
@@ -65,6 +70,18 @@ def offloaded(copies: WrittenDown, dropout: float = 0.1) -> Stack:
     )
 
 
+def with_attention_elsewhere(
+    copies: WrittenDown, compiled: bool = False, dropout: float = 0.1
+) -> Stack:
+    settings = CompileConfig(enabled=True, backend="aot_eager", fullgraph=True)
+    inner = [compile_wrapper(settings)] if compiled else []
+    return Stack(count=BLOCKS, dropout=dropout).wrap(
+        checkpoint_wrapper("offload_attention"),
+        *inner,
+        AttentionOffload(copies, is_elsewhere=lambda tensor: True),
+    )
+
+
 def plain() -> Stack:
     return Stack(count=BLOCKS, dropout=0.0)
 
@@ -76,6 +93,30 @@ def test_gradients_are_the_same_bits() -> None:
     )
     # the first block was given nothing that needs a gradient
     assert len(copies.hosts) == 2 * (BLOCKS - 1)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_of_attention_its_results_alone_leave_the_device(
+    fresh_compiler: None, compiled: bool, dropout: float
+) -> None:
+    """Not inputs, weights, or the state of random numbers. Each block's come back while
+    the next one goes backward."""
+    copies = WrittenDown()
+    found = with_attention_elsewhere(copies, compiled, dropout).gradients()
+    assert same(found, Stack(count=BLOCKS, dropout=dropout).gradients())
+    heads, number = 2, 4
+    output, sums = 2 * TOKENS * WIDTH * number, 2 * TOKENS * heads * number
+    assert copies.bytes == BLOCKS * [output, sums]
+    # the first block's copies are asked for before those of the second are used up
+    places = {event: place for place, event in enumerate(copies.log)}
+    for block in range(BLOCKS - 2):
+        of_next = 2 * (block + 1) + 1
+        assert places["back", 2 * block] < places["used", of_next]
+    gc.collect()
+    assert all(host() is None for host in copies.hosts)
 
 
 def test_what_leaves_is_let_go_when_memory_runs_out() -> None:
@@ -147,9 +188,10 @@ def test_what_leaves_is_held_until_a_later_block_has_waited_for_its_copy() -> No
     assert all(ref() is None for ref in held)
 
 
-def test_a_graph_can_be_gone_through_twice() -> None:
+@pytest.mark.parametrize("way", [offloaded, with_attention_elsewhere])
+def test_a_graph_can_be_gone_through_twice(way: Callable[..., Stack]) -> None:
     found = []
-    for stack in (offloaded(WrittenDown(), dropout=0.0), plain()):
+    for stack in (way(WrittenDown(), dropout=0.0), plain()):
         total = stack.output().sum()
         total.backward(retain_graph=True)
         total.backward()

@@ -60,6 +60,9 @@ def test_a_list_of_blocks_that_is_left_out_is_named(tmp_path: Path) -> None:
     named, left_out = ["layers", "noise_refiner"], "leaves out context_refiner of Lum"
     with pytest.raises(UserError, match=left_out):
         write_shapes(tmp_path / "x.json", "Lumina2Transformer2DModel", named, small={})
+    misspelt = r"Lumina2Transformer2DModel has no list 'layer'\. Did you mean 'layers'"
+    with pytest.raises(UserError, match=misspelt):
+        write_shapes(tmp_path / "x.json", "Lumina2Transformer2DModel", ["layer"], a={})
     assert not (tmp_path / "x.json").exists()
 
     class Mine(SmallFamily):

@@ -36,7 +36,7 @@ class Bare(DiffusersFamily):
             Bare,
             {},
             r"Mine: needs published_text, published_text_layers, published_text_sizes, published_vae, shapes_file, "
-            r"size_multiple, text_tokens, text_width_key\. docs/extending\.md",
+            r"size_multiple, text_tokens, text_width_key\. classes has no transformer, vae, text_encoder\. docs",
         ),
         (
             SmallFamily,

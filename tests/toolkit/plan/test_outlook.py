@@ -132,7 +132,9 @@ def test_on_a_known_gpu_the_first_dry_run_calculates_the_time(
     time, parts = found["time"], found["time"]["parts"]
     assert (time["steps"], time["card"], time["measured"]) == (2, "an L40S", False)
     # Two blocks, which compiling does not pay for, leave the card waiting for the host.
-    assert time["step_s"] == pytest.approx(3 * 2 * KERNELS_PER_BLOCK * HOST_S, rel=0.01)
+    assert time["step_s"] == pytest.approx(
+        3 * 2 * KERNELS_PER_BLOCK[""] * HOST_S, rel=0.01
+    )
     assert time["seconds"] == pytest.approx(sum(parts.values()))
     assert (parts["steps"], parts["compiling"]) == (2 * time["step_s"], 0)
     assert found["no_time"] is None and line_of_time(words) == (

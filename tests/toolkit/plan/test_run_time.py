@@ -70,7 +70,7 @@ def test_a_step_takes_the_operations_of_its_images_on_average() -> None:
     one = work_of(train=FULL).step
     assert of_step(one) == of_tokens(587e12)
     assert one.forward.kernels + one.backward.kernels == pytest.approx(
-        60 * KERNELS_PER_BLOCK
+        60 * KERNELS_PER_BLOCK[""]
     )
     small = work_of(item(256, references=0), train=FULL).step
     mixed = work_of(
@@ -95,13 +95,25 @@ def test_nothing_is_known_of_a_job_without_images() -> None:
     )
 
 
-def test_a_small_step_waits_for_the_host() -> None:
-    step, card = work_of(item(64, references=0), train=FULL).step, asked_card("B200")
+@pytest.mark.parametrize(
+    ("model", "kernels"),
+    [
+        ({}, ""),
+        ({"quantize": True, "qtype": "int4"}, "int4"),
+        (
+            {"quantize": True, "qtype": "int8", "quantized_products": "int8"},
+            "int8 products",
+        ),
+    ],
+)
+def test_a_small_step_waits_for_the_host(model: dict, kernels: str) -> None:
+    step = work_of(item(64, references=0), model=model, train=FULL).step
+    card = asked_card("B200")
     assert step.seconds(card, compiled=False) == pytest.approx(
-        60 * KERNELS_PER_BLOCK * 65e-6, rel=0.01
+        60 * KERNELS_PER_BLOCK[kernels] * 65e-6, rel=0.01
     )
     assert step.seconds(card) == pytest.approx(
-        0.2 * 60 * KERNELS_PER_BLOCK * 65e-6, rel=0.01
+        0.2 * 60 * KERNELS_PER_BLOCK[""] * 65e-6, rel=0.01
     )
 
 

@@ -295,6 +295,29 @@ def test_offloaded_activations_take_the_bus_too() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("level", "lanes", "said"),
+    [
+        ("full", 16, "% less with gradient_checkpointing: offload_attention (calc"),
+        ("full", 1, ""),  # the bus takes 4 s for 6.4 GB
+        ("offload_attention", 16, ""),
+        ("offload_attention", 1, "% less with gradient_checkpointing: full (calc"),
+        ("keep_attention", 16, ""),
+    ],
+)
+def test_the_plan_names_the_faster_of_attention_again_and_from_main_memory(
+    level: str, lanes: int, said: str
+) -> None:
+    """On an H100, which computes for 1 s in the backward pass."""
+    work = work_of(Row(INT4, level))
+    results = 2 * 1.02 * MICRO_BATCHES * 60 * 8472 * 3072 * 2
+    of_attention = {"keep_attention": 0, "full": 0, "offload_attention": results}
+    assert work.step.backward.bus == pytest.approx(of_attention[level], rel=0.01)
+    card = replace(H100, pcie=(4, lanes))
+    found = work.faster_level(card, compiled=True)
+    assert said in found and bool(found) == bool(said)
+
+
 def test_what_waits_while_a_block_is_computed_again_takes_the_bus_there_and_back() -> (
     None
 ):

@@ -195,6 +195,7 @@ CHECKPOINTING_LEVELS = (
     "none",
     "cheap",
     "keep_attention",
+    "offload_attention",
     "full",
     "full_offload",
     "block_offload",
@@ -203,11 +204,15 @@ CHECKPOINTING_LEVELS = (
 everything to nothing on the device, and then nothing there while a block is computed
 again either."""
 
-AUTO_LEVELS = CHECKPOINTING_LEVELS[:5]
+AUTO_LEVELS = tuple(
+    level
+    for level in CHECKPOINTING_LEVELS
+    if level not in ("offload_attention", "block_offload")
+)
 """Those that `auto` chooses from on a GPU."""
 
 OFFLOADING_LEVELS = ("full_offload", "block_offload")
-"""Levels that need CPU memory in addition to device memory; on the CPU they save
+"""Levels at which the inputs of blocks wait in CPU memory; on the CPU they save
 nothing."""
 
 UNCOMPILED_LEVELS = ("block_offload",)

@@ -749,8 +749,10 @@ class TrainConfig(OptimizationConfig):
     """What is recomputed in the backward pass instead of stored: less memory, slower,
     and the same gradients (bit for bit on a CPU; on a GPU the backward pass of
     attention is not deterministic). none (= false): nothing. cheap: everything but
-    matrix products and attention. keep_attention: everything but attention. full (=
-    true): everything. full_offload: everything, with the checkpoints in CPU memory.
+    matrix products and attention. keep_attention: everything but attention.
+    offload_attention: the same, with its results in CPU memory (no GPU has measured it,
+    so `auto` does not choose it). full (= true): everything. full_offload: everything,
+    with the checkpoints in CPU memory.
     block_offload: so is what a block saves while it is recomputed; such blocks are not
     compiled. auto: the fastest level up to full_offload that fits the free memory,
     tested with the largest batch."""
@@ -838,7 +840,11 @@ class TrainConfig(OptimizationConfig):
                 f"{against}, and a compiled block decides by itself what it saves. "
                 "Use full_offload, or 'compile.enabled: auto'.",
             )
-        if against and self.parallel == "fsdp":
+        offloads = self.checkpointing_level() in (
+            "offload_attention",
+            *UNCOMPILED_LEVELS,
+        )
+        if offloads and self.parallel == "fsdp":
             yield error(
                 "gradient_checkpointing",
                 "is not supported with 'parallel: fsdp'. Use full_offload, or remove one of them.",

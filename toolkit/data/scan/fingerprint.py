@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.contracts.data import Sample
+from toolkit.contracts.data import MIDDLE, Sample
 from toolkit.data.pixels.images import image_reading
 from toolkit.errors import RunError
 from toolkit.files.tensor_cache import key_of
@@ -99,8 +99,8 @@ def digest_as_read(digest: str, reading: str) -> str:
 
 
 DatasetHashes = dict[str, str]
-"""`<folder>/<file>` -> hash of the image, its control images, mask, caption, repeats
-and flip."""
+"""`<folder>/<file>` -> hash of the image, its control images, mask, caption, repeats,
+flip and focus."""
 
 
 def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
@@ -141,6 +141,7 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
         "flip": of_sides(sample.flip) if sample.flip else None,
         "captions": sample.captions,
         "weight": sample.loss_weight if sample.loss_weight != 1 else None,
+        "focus": sample.focus if sample.focus != MIDDLE else None,
     }
     # Only what there is: images without any of it keep the hash that older checkpoints
     # recorded.

@@ -20,7 +20,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.contracts.data import Sample
+from toolkit.contracts.data import MIDDLE, Focus, Sample
 from toolkit.data.scan.captions import LIST
 from toolkit.data.scan.directory import DirectoryListing, ScanCache
 from toolkit.data.scan.folder_check import check_images
@@ -254,6 +254,9 @@ class FoundImage(NamedTuple):
     """Whether another image has the same name but for the suffix, which is an error of
     the dataset."""
 
+    focus: Focus = MIDDLE
+    """Which part is kept where it is cut."""
+
 
 def find_images(
     dataset: DatasetConfig, listings: Iterable[DirectoryListing] = ()
@@ -303,6 +306,7 @@ def _found_images(
             references=tuple(control.path for control in image.controls),
             mask=image.mask.path if image.mask else "",
             shares_stem=len(image.names) > 1,
+            focus=image.focus,
         )
         for name in image.names
     ]

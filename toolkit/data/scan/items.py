@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.config.sections.dataset import Rectangle, sides_of
 from toolkit.config.sections.output import SampleItem
-from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
+from toolkit.contracts.data import BucketedSample, Focus, ResizeCrop, Sample, Size
 from toolkit.data.pixels.images import (
     ImageError,
     image_size,
@@ -124,14 +124,19 @@ def make_items(
     there."""
 
     @cache  # images of one size are many, and share the objects
-    def crops(size: Size, resolutions: tuple[int | Rectangle, ...]) -> list[ResizeCrop]:
+    def crops(
+        size: Size, resolutions: tuple[int | Rectangle, ...], focus: Focus
+    ) -> list[ResizeCrop]:
         distinct = dict.fromkeys(resolutions)
-        return [bucket_for(size, resolution, divisibility) for resolution in distinct]
+        return [
+            bucket_for(size, resolution, divisibility).at(focus)
+            for resolution in distinct
+        ]
 
     return tuple(
         BucketedSample(sample, crop)
         for sample in samples
-        for crop in crops(sample.size, resolutions_of(sample))
+        for crop in crops(sample.size, resolutions_of(sample), sample.focus)
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from toolkit.data.scan.captions import LIST, caption_of_name, find_captions, half_in
+from toolkit.data.scan.crops import CropError, crop_file, read_crop
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, join
 from toolkit.data.scan.folder_tables import named_files
 from toolkit.data.scan.found import ScanFindings, shorten
@@ -101,6 +102,7 @@ def _matched(
         half = half_in(image.caption)
         if half:
             findings.mistake(image.file.path, half)
+    matched = [_with_focus(image, folder, findings) for image in matched]
     for slot in folder.slots:
         matched = [_with_partners(image, slot, wanted, findings) for image in matched]
     if dataset.alpha_mask:
@@ -146,6 +148,18 @@ def _with_rows(folder: ImageFolder, findings: ScanFindings) -> Iterator[MatchedI
             weight=row.weight,
             has_controls_in_table=bool(row.references),
         )
+
+
+def _with_focus(
+    image: MatchedImage, folder: ImageFolder, findings: ScanFindings
+) -> MatchedImage:
+    """The image with the part of it that a file beside it asks for."""
+    path = crop_file(folder.whole, image.stem)
+    try:
+        return image._replace(focus=read_crop(path)) if path else image
+    except CropError as error:
+        findings.mistake(path, str(error))
+        return image
 
 
 def _with_partners(

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.contracts.data import Mask
+from toolkit.contracts.data import MIDDLE, Focus, Mask
 from toolkit.data.scan.captions import caption_files
 from toolkit.data.scan.directory import (
     DirectoryListing,
@@ -93,6 +93,9 @@ class MatchedImage(NamedTuple):
 
     weight: float = 1.0
     """Factor on the loss that the table gives."""
+
+    focus: Focus = MIDDLE
+    """Which part is kept where it is cut."""
 
     has_controls_in_table: bool = False
     """Whether the table names its control images, so that none are looked for by

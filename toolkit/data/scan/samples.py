@@ -134,6 +134,7 @@ def _samples(folder: ImageFolder, trigger_word: str | None) -> Iterator[Sample]:
             dataset=folder.index,
             captions=tuple(captions) if len(captions) > 1 else (),
             layers=_paths(image.layers),
+            focus=image.focus,
         )
         yield sample
         if dataset.flip_x:

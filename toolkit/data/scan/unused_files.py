@@ -27,6 +27,7 @@ from toolkit.data.scan.captions import (
     caption_in,
     read_text,
 )
+from toolkit.data.scan.crops import SUFFIX as CROP
 from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
 from toolkit.data.scan.folder_tables import (
     NO_CAPTIONS,
@@ -54,7 +55,9 @@ def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
     used = set(chain.from_iterable(folder.caption_files))
     by_reason: dict[tuple[str, str], list[str]] = {}
     for name, written in listing.files.items():
-        if written not in used:
+        stem, suffix = split_suffix(name)
+        is_crop = suffix == CROP and stem in folder.whole.images
+        if written not in used and not is_crop:
             why = _why_ignored(name, folder, caption_ext, findings)
             by_reason.setdefault(why, []).append(written)
     for (reason, remedy), names in by_reason.items():
@@ -92,6 +95,8 @@ def _why_ignored(
         elif not folder.has_caption_files:
             remedy += "; a file for all images has the name of each, a tab, its caption"
         return reason, remedy
+    if suffix == CROP:
+        return "crop without an image", "Give both the same name"
     if suffix in FORMATS and name.removesuffix(suffix) in stems:
         if caption_ext:
             reason = f"not a caption, because caption_ext is {' '.join(caption_ext)}"

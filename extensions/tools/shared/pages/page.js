@@ -1,2 +1,4 @@
 'use strict';
-function pageData() { return JSON.parse(document.getElementById('data').textContent); }
+function pageData() {
+  return JSON.parse(document.getElementById('data')?.textContent ?? '');
+}

@@ -1,41 +1,45 @@
 // Try it: the form is sent and stays as it is; what it makes appears below it. With mistakes it comes back with them.
-import {tell} from './page.js';
-
-const parts = text => new DOMParser().parseFromString(text, 'text/html');
+import {all, one, tell} from '/static/page.js';
 
 document.addEventListener('submit', async event => {
-  const form = event.target;
+  const form = /** @type {HTMLFormElement} */ (event.target);
   if (form.id !== 'try-form') return;
   event.preventDefault();
-  const button = event.submitter ?? form.querySelector('button.main');
-  button.disabled = true;
+  const button = event.submitter ?? one('button.main', form);
+  button.toggleAttribute('disabled', true);
   try {
     const answer = await fetch(form.action, {method: 'POST', body: new FormData(form), headers: {accept: 'text/html'}});
-    const page = parts(await answer.text());
+    const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
     const fresh = page.getElementById('try-form');
     if (answer.ok) {
-      for (const bad of form.querySelectorAll('.bad')) bad.remove();
-      for (const field of form.querySelectorAll('[aria-invalid]')) field.removeAttribute('aria-invalid');
-      document.getElementById('tried').replaceChildren(...page.getElementById('tried').children);
-      const sent = form.querySelector('[value=send]:checked') && fresh.querySelector('#controls');
-      if (sent) {  // the image that was sent is one to choose by now
-        sent.querySelector('[data-latest]').checked = true;
-        form.querySelector('#controls').replaceWith(sent);
+      for (const bad of all('.bad', form)) bad.remove();
+      for (const field of all('[aria-invalid]', form)) field.removeAttribute('aria-invalid');
+      one('#tried').replaceChildren(...one('#tried', page).children);
+      const sent = form.querySelector('[value=send]:checked') && fresh?.querySelector('#controls');
+      if (sent) {
+        // the image that was sent is one to choose by now
+        /** @type {HTMLInputElement} */
+        const latest = one('[data-latest]', sent);
+        latest.checked = true;
+        one('#controls', form).replaceWith(sent);
       }
       tell('');
     } else if (fresh) {
       form.replaceWith(fresh);
-      document.querySelector('#try-form [aria-invalid]')?.focus();
+      one('#try-form [aria-invalid]')?.focus();
     } else {
       tell(page.getElementById('main')?.innerText.trim() ?? page.body.innerText, true);
     }
   } catch (error) {
     tell(String(error), true);
   }
-  button.disabled = false;
+  button.toggleAttribute('disabled', false);
 });
 
 // Whoever chooses a file means it.
 document.addEventListener('change', event => {
-  if (event.target.name === 'image' && event.target.files.length) event.target.form.querySelector('[value=send]').checked = true;
+  const field = /** @type {HTMLInputElement} */ (event.target);
+  /** @type {HTMLInputElement | null | undefined} */
+  const send = field.form?.querySelector('[value=send]');
+  if (field.name === 'image' && field.files?.length && send) send.checked = true;
 });

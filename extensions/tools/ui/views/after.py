@@ -23,7 +23,7 @@ from starlette.responses import RedirectResponse, Response
 from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.run_job import loras_by_step, validation_every
 from extensions.tools.shared.run_records import modified_at
-from extensions.tools.ui import uploads
+from extensions.tools.ui import comfyui, uploads
 from extensions.tools.ui.chosen import MEASURED, Chosen, chosen_file
 from extensions.tools.ui.decoder import decoder
 from extensions.tools.ui.entries import job_of, learned_from
@@ -57,7 +57,7 @@ from extensions.tools.ui.views.resume import origin_of, saved_job
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import read_object, short
-from toolkit.train.run_reader import RunInfo, RunStatus
+from toolkit.train.run_reader import RunInfo, RunStatus, list_network_files
 
 MOST_SEEDS = 4
 """Images of one press of the button."""
@@ -80,7 +80,11 @@ def page(request: Request) -> Response:
     """The page of a run."""
     ui, run = run_view.asked_run(request)
     file = request.query_params.get("file", "")
-    return run_view.page(request, **_values(ui, run, {"file": file} if file else None))
+    values = _values(ui, run, {"file": file} if file else None)
+    put = Path(request.query_params.get("comfyui", "")).name
+    if (Path(values["comfyui"]) / put).is_file():
+        values["put"] = put
+    return run_view.page(request, **values)
 
 
 def _values(
@@ -101,7 +105,8 @@ def _values(
     values |= {"started": started, "less": less}
     values["learned"] = partial(learned_from, ui, saved, MOST_LEARNED)
     values |= {"chosen": chosen, "path": _path(ui, run, saved, chosen)}
-    values["early"] = first_minute(ui, run, saved)
+    values |= {"early": first_minute(ui, run, saved), "put": ""}
+    values["comfyui"] = comfyui.kept_folder(ui)
     if settings is None:
         return values
     return values | {
@@ -317,6 +322,23 @@ def tried_image(request: Request) -> Response:
         raise HTTPException(404, "no such image")
     path = inside(run.folder / folder, request.path_params["name"])
     return picture(request, path, LARGE)
+
+
+# ------------------------------------------------------------ use
+
+
+@posted()
+def put_into_comfyui(request: Request, form: Form) -> Response:
+    """Copies a LoRA file of the run into the folder of ComfyUI."""
+    ui, run = run_view.asked_run(request)
+    files = {file.path.name: file.path for file in list_network_files(run.folder)}
+    path = files.get(form.get("file", ""), run.folder)
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise HTTPException(404, "no such file")
+    inside(run.folder, path.name)
+    with refusals():
+        name = comfyui.put(ui, path)
+    return RedirectResponse(f"{_address(ui, run)}?comfyui={quote(name)}#use", 303)
 
 
 # ------------------------------------------------------------ compare

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import chain
@@ -52,8 +52,9 @@ from extensions.tools.ui.views.pictures import picture
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.reading.loader import folder_name_error, windows_name_error
 from toolkit.config.sections.model_files import CAPTIONER
-from toolkit.contracts.data import Size
+from toolkit.contracts.data import Focus, ResizeCrop, Size
 from toolkit.data.scan.captions import CaptionError
+from toolkit.data.scan.crops import CropError
 from toolkit.data.scan.folder import FoundImage
 from toolkit.data.scan.found import repeats_of
 from toolkit.data.scan.items import SIZE_MULTIPLE
@@ -65,6 +66,12 @@ PER_PAGE = 60
 THUMB_SIDE = 400
 """Pixels of the longer side of a small image."""
 
+CROP_STEPS = 200
+"""Places of the frame of what is trained."""
+
+LEAST_ROOM = 0.01
+"""Part of a side that has to be cut off for the frame to be moved."""
+
 MOST_CAPTION = uploads.MOST_BYTES[".txt"]
 MOST_SHOWN = 200
 """Changed captions in a preview; all are applied."""
@@ -72,12 +79,16 @@ MOST_SHOWN = 200
 MOST_ALIKE = 12
 """Pairs of images that look the same, and small images of a kind, in the findings."""
 
+MOST_TAGS = 60
+"""Tags that are listed, the most frequent ones."""
+
 MOST_NAMED = 30
 """Files that did not arrive whose names are shown."""
 
 _QUERY = (
     "q",
     "only",
+    "has",
     "page",
     "check",
     "deleted",
@@ -228,9 +239,8 @@ def _page(
         count=len(chosen),
         page=page,
         pages=pages,
-        address=lambda page: (
-            "?" + urlencode({"q": query["q"], "only": query["only"], "page": page})
-        ),
+        address=lambda page: f"?{urlencode(_where(query) | {'page': page})}",
+        tags=data.tags[:MOST_TAGS],
         query=query,
         orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
         kinds=found,
@@ -254,6 +264,7 @@ def _page(
         per_page=PER_PAGE,
         captioner=CAPTIONER.rpartition("/")[2],
         multiple=SIZE_MULTIPLE,
+        crop_steps=CROP_STEPS,
         told=outcomes,
         bad=faults or {},
         view=data.view | (form or {}),
@@ -264,10 +275,10 @@ def _page(
 
 
 def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
-    """The images that `q` and `only` ask for."""
-    wanted = query.get("q", "").casefold()
+    """The images that `q`, `only` and `has`, a tag, ask for."""
+    wanted, tag = (query.get(key, "").casefold() for key in ("q", "has"))
     only = query.get("only", "")
-    if not (wanted or only):
+    if not (wanted or only or tag):
         return data.images
 
     def checks_of(image: FoundImage) -> set[str]:
@@ -285,6 +296,7 @@ def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
         image
         for image in data.images
         if keeps(image)
+        and (not tag or tag in map(str.casefold, datasets.tags_of(image.caption)))
         and (
             wanted in image.caption.casefold()
             or wanted in data.id_of(image.path).casefold()
@@ -305,17 +317,23 @@ def _fault(data: Dataset, image: FoundImage) -> str:
 
 def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
     """An image as the template shows it. `frame`: left, top, width and height of what
-    is trained, in its pixels."""
+    is trained, in its pixels. `moves`: how far the frame can be moved and in which
+    direction (0: across, 1: down), and the place where it is, of CROP_STEPS."""
     frame = None
     crop = None
+    moves = None
     size = data.sizes[image.path]
     if isinstance(size, Size):
-        crop = data.crop(size)
+        crop = data.crop(size).at(image.focus)
         scale = crop.scaled.width / size.width, crop.scaled.height / size.height
         frame = [
             round(place / scale[axis % 2], 1)
             for axis, place in enumerate((crop.left, crop.top, *crop.bucket))
         ]
+        axis = _axis(crop)
+        room = round(size[axis] - frame[2 + axis], 1)
+        if room >= LEAST_ROOM * size[axis]:
+            moves = axis, room, round(image.focus[axis] * CROP_STEPS)
     return {
         "id": data.id_of(image.path),
         "image": image,
@@ -325,6 +343,7 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
         "note": _fault(data, image),
         "bucket": crop and crop.bucket,
         "frame": frame,
+        "moves": moves,
         "version": datasets.caption_version(image),
         "findings": data.findings["by_file"].get(image.path, []),
         "before": [_place(data, path) for path in image.references],
@@ -332,6 +351,12 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
         "stem": Path(image.path).stem,
         "table": data.id_of(image.table) if image.table else "",
     }
+
+
+def _axis(crop: ResizeCrop) -> int:
+    """The direction in which an image is cut most: 0 across, 1 down."""
+    across, down = (crop.scaled[axis] - crop.bucket[axis] for axis in (0, 1))
+    return int(down > across)
 
 
 def _shape(size: Size) -> int:
@@ -461,6 +486,26 @@ def captioning(request: Request, form: Form) -> Response:
     return done(request, "/queue")
 
 
+@posted()
+def crop(request: Request, form: Form) -> Response:
+    """Moves the frame of what is trained of an image (`name`) to a place (`at`)."""
+    data = _read(request)
+    image = _ticked(data, [form.get("name")])[0]
+    size = data.sizes[image.path]
+    at = whole(form.get("at", ""), 0, CROP_STEPS)
+    if at is None or not isinstance(size, Size):
+        raise HTTPException(400, texts()["datasets"]["crop"]["wrong"])
+    places = list(image.focus)
+    places[_axis(data.crop(size))] = at / CROP_STEPS
+    try:
+        with refusals(data.name):
+            datasets.set_crop(image, Focus(*places))
+    except CropError as error:
+        file = datasets.crop_file(image).name
+        raise HTTPException(409, f"{file} {error}") from error
+    return _back(request, data, **_where(form))
+
+
 # ---------------------------------------------------------------- captions
 
 
@@ -542,9 +587,10 @@ def undo(request: Request, form: Form) -> Response:
     return _back(request, data, **_where(form), undone=len(versions), failed=failed)
 
 
-def _where(form: Form) -> dict[str, str]:
+def _where(form: Mapping[str, str]) -> dict[str, str]:
     """The filter and the page where a form was sent."""
-    return {key: form[key] for key in ("q", "only", "page", "check") if form.get(key)}
+    keys = ("q", "only", "has", "page", "check")
+    return {key: form[key] for key in keys if form.get(key)}
 
 
 @posted()
@@ -552,7 +598,9 @@ def change(request: Request, form: Form) -> Response:
     """Search and replace, a tag for many: first what would become of the captions,
     then, if it is still that, done."""
     data, names = _read(request), form.data.getlist("chosen")
-    shown = _ticked(data, names) if names else _filtered(data, form)
+    # A tag that is to be added is for those without it.
+    where = {**form, "has": ""} if form.get("op") == "add" else form
+    shown = _ticked(data, names) if names else _filtered(data, where)
     images = [image for image in shown if not image.table and not _fault(data, image)]
     changes = [
         (each, new)
@@ -575,9 +623,8 @@ def change(request: Request, form: Form) -> Response:
                     datasets.set_caption(data, image, new, version, is_kept=True)
                 except (Conflict, CaptionError):
                     failed += 1
-        return _back(
-            request, data, **_where(form), changed=len(rows) - failed, failed=failed
-        )
+        where = _where(form) | {"has": ""}  # which may be in no caption any more
+        return _back(request, data, **where, changed=len(rows) - failed, failed=failed)
     return render(
         request,
         "captions.html.j2",

@@ -48,6 +48,7 @@ from extensions.tools.shared.examples import (
 from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.pairs import found_pairs
 from extensions.tools.ui import drafts
+from extensions.tools.ui.chosen import chosen_file
 from extensions.tools.ui.commands import (
     UNCHECKED,
     Checked,
@@ -102,7 +103,11 @@ NUMBERS = (
     "save.save_every",
     "sample.sample_every",
 )
-TEXTS = (NAME, FOLDER, TRIGGER, MODEL, CONTROL, INSTRUCTION)
+START = "network.pretrained_lora_path"
+WRITTEN = (NAME, FOLDER, TRIGGER, MODEL, CONTROL, INSTRUCTION)
+"""Fields whose values `run.py new` takes as well."""
+
+TEXTS = (*WRITTEN, START)
 CARDS = (4, 6, 8, 12, 16, 24, 32, 48, 80)
 """GB of the GPUs that a plan is compared with."""
 
@@ -132,7 +137,7 @@ TINY = EXAMPLES / MASCOTS
 
 FIELDS = {
     FOLDER: "folder", CONTROL: "control", NAME: "name", TRIGGER: "trigger", INSTRUCTION: "instruction", MODEL: "model",
-    "card": "card", "prompts": "prompts", **{key: str(number) for number, key in enumerate(NUMBERS, 1)},
+    START: "start", "card": "card", "prompts": "prompts", **{key: str(number) for number, key in enumerate(NUMBERS, 1)},
 }  # fmt: skip
 """Field of the form -> the end of its id, which for most fields is also the name in the
 texts."""
@@ -292,15 +297,19 @@ def _checked(ui: Ui, editor: Editor, tab: str) -> Checked:
     return check_job(ui.memory, editor.job.text, name, tab, editor.other_card)
 
 
-def _keep(ui: Ui, editor: Editor, status: int = 200, done: bool = False) -> bool:
+def _keep_draft(ui: Ui, editor: Editor, status: int = 200, done: bool = False) -> bool:
     """Keeps the form as a draft. False: it is not kept, because it holds a secret or was
     not sent by the page."""
     values = {key: getattr(editor, key) for key in DRAFTED}
-    more: dict[str, Any] = {"yaml": editor.job.text}
-    more["name"] = editor.job.get(editor.job.path(NAME))
-    more |= {"keys": editor.keys is not None, "status": status, "done": done}
+    values |= {
+        "yaml": editor.job.text,
+        "name": editor.job.get(editor.job.path(NAME)),
+        "keys": editor.keys is not None,
+        "status": status,
+        "done": done,
+    }
     is_secret = without_secrets(editor.job.text).text != editor.job.text
-    return not is_secret and drafts.keep(ui, editor.tab, values | more)
+    return not is_secret and drafts.keep(ui, editor.tab, values)
 
 
 def _copied(ui: Ui, path: Path) -> JobText:
@@ -418,11 +427,8 @@ def _comments_of(job: JobText, name: str, new: str) -> JobText:
     folder = job.get(job.path("training_folder")) or "output"
     copied_from = re.escape(f"{folder}/{name}/")
 
-    def renamed(match: re.Match[str]) -> str:
-        return f"{match[1]}{folder}/{new}/"
-
-    text = re.sub(rf"(?m)(#.*)(?<=[\s/]){copied_from}", renamed, job.text)
-    return JobText(text)
+    here = rf"(?m)(#.*)(?<=[\s/]){copied_from}"
+    return JobText(re.sub(here, lambda at: f"{at[1]}{folder}/{new}/", job.text))
 
 
 def _unknown_word(name: str) -> str:
@@ -457,61 +463,128 @@ def unused_name(ui: Ui, name: str, text_of: Callable[[str], str] | None = None) 
 
 @posted(files=1, fields=2000, part_size=MOST_BYTES)
 def act(request: Request, sent: Form) -> Response:
-    """POST /new: a button of the form, or a change in it."""
+    """POST /new: a button of the form (`BUTTONS`), or a change in it."""
+    action, _, key = sent.get("action", "").partition(":")
+    return BUTTONS.get(action, check)(request, sent, key)
+
+
+def check(
+    request: Request, sent: Form, key: str = "", also: Mapping[str, str] = {}
+) -> Response:
+    """A change: the form comes back checked. also: fields that a button sets."""
+    sent |= also
+    return _checked_form(request, _edited(ui_of(request), sent))
+
+
+def look(request: Request, sent: Form, key: str) -> Response:
+    """The script checks a form that nobody has touched, which is not a draft."""
     ui = ui_of(request)
-    action, _, key = sent.get("action", "check").partition(":")
-    if action == "discard":
-        drafts.drop(ui, key)
-        return RedirectResponse("/new", 303)
-    if key:  # `search:KEY`, a key in a message
-        sent["wanted"] = key
-    if action == "small":  # the plan has offered the small model
-        sent[f"other:{MODEL}"] = short(TINY)
-    if action == "rename":  # as a new job file
-        name = unused_name(ui, sent.get(f"key:{NAME}", ""))
-        sent |= {f"key:{NAME}": name, "file": "", "loaded": "", "version": ""}
+    editor = _edited(ui, sent)
+    editor.checked = _checked(ui, editor, editor.tab)
+    return _page(request, editor)
+
+
+def search(request: Request, sent: Form, key: str) -> Response:
+    """All other keys, with the words that were typed, or a key in a message."""
+    wanted = key or sent.get("wanted", "")
+    return check(request, sent, also={"all": "1", "wanted": wanted})
+
+
+def take_small(request: Request, sent: Form, key: str) -> Response:
+    """The small model, which the plan has offered."""
+    return check(request, sent, also={f"other:{MODEL}": short(TINY)})
+
+
+def rename(request: Request, sent: Form, key: str) -> Response:
+    """A new job file with an unused name."""
+    name = unused_name(ui_of(request), sent.get(f"key:{NAME}", ""))
+    fields = {f"key:{NAME}": name, "file": "", "loaded": "", "version": ""}
+    return check(request, sent, also=fields)
+
+
+def take_import(request: Request, sent: Form, key: str) -> Response:
+    """The job that a file or command of another program becomes."""
+    editor = _edited(ui_of(request), sent)
+    upload = sent.data.get("import_file")
+    content, name = editor.import_text, ""
+    if isinstance(upload, UploadFile) and upload.filename:
+        name = upload.filename
+        content = upload.file.read().decode("utf-8", "replace") or content
+    _import(editor, content, name)
+    return _checked_form(request, editor)
+
+
+def discard(request: Request, sent: Form, key: str) -> Response:
+    """Removes a draft."""
+    drafts.drop(ui_of(request), key)
+    return RedirectResponse("/new", 303)
+
+
+def finish(request: Request, sent: Form, key: str, starts: bool = False) -> Response:
+    """Saves the job, and starts it if it `starts`; or the form says why not."""
+    ui = ui_of(request)
+    editor = _edited(ui, sent)
+    _keep_draft(ui, editor)  # first, as the check takes its time
+    # No later check of the tab may end the one before a start.
+    editor.checked = _checked(ui, editor, "")
+    try:
+        answer = _save_job(ui, editor, starts)
+    except HTTPException as error:
+        editor.told.append(error.detail)
+        status = error.status_code
+        return _answer(request, editor, _keep_draft(ui, editor, status), status)
+    _keep_draft(ui, editor, done=True)
+    return answer
+
+
+BUTTONS: dict[str, Callable[[Request, Form, str], Response]] = {
+    "look": look,
+    "search": search,
+    "small": take_small,
+    "rename": rename,
+    "import": take_import,
+    "discard": discard,
+    "save": finish,
+    "start": partial(finish, starts=True),
+}
+"""Value of a button -> what it does, with what follows a colon in that value."""
+
+
+def _edited(ui: Ui, sent: Form) -> Editor:
+    """The editor of a form, with its changes in the text."""
     carried: dict[str, Any] = {key: sent.get(key, "").strip() for key in KEPT}
     editor = Editor(JobText(sent.get("yaml", "")), **carried)
     try:
-        if editor.wanted or sent.get("all") or action == "search":
+        if editor.wanted or sent.get("all"):
             editor.keys = _other_keys(ui, editor)
         _take(ui, editor, sent)
     except RuntimeError as error:
         editor.told.append(str(error))
-    if action == "import":
-        upload = sent.data.get("import_file")
-        content, name = editor.import_text, ""
-        if isinstance(upload, UploadFile) and upload.filename:
-            name = upload.filename
-            content = upload.file.read().decode("utf-8", "replace") or content
-        _import(editor, content, name)
-    is_last = action in ("save", "start")
-    is_seen = action == "look"  # by the script, of a form that nobody has touched
-    is_kept = not is_seen and _keep(ui, editor)  # first, as the check takes its time
-    # No later check of the tab may end the one before a start.
-    editor.checked = _checked(ui, editor, "" if is_last else editor.tab)
-    status = 200
-    try:
-        if is_last:
-            answer = _kept(ui, editor, starts=action == "start")
-            _keep(ui, editor, done=True)
-            return answer
-    except HTTPException as error:
-        editor.told.append(error.detail)
-        status = error.status_code
-        is_kept = _keep(ui, editor, status)
+    return editor
+
+
+def _checked_form(request: Request, editor: Editor) -> Response:
+    ui = ui_of(request)
+    is_kept = _keep_draft(ui, editor)  # first, as the check takes its time
+    editor.checked = _checked(ui, editor, editor.tab)
+    return _answer(request, editor, is_kept)
+
+
+def _answer(
+    request: Request, editor: Editor, is_kept: bool, status: int = 200
+) -> Response:
+    """The form: a redirect to its draft, or the page itself where none is kept."""
     if not is_kept:
-        is_told = editor.tab and not is_seen
-        editor.told += [texts()["new"]["not_kept"]] if is_told else []
+        editor.told += [texts()["new"]["not_kept"]] if editor.tab else []
         return _page(request, editor, status)
-    checks: dict[str, Checked] = ui.memory.setdefault("checks", {})
+    checks: dict[str, Checked] = ui_of(request).memory.setdefault("checks", {})
     checks[editor.tab] = editor.checked
     for old in [*checks][:-MOST_CHECKS]:
         checks.pop(old, None)
     return RedirectResponse(f"/new?draft={editor.tab}", 303)
 
 
-def _kept(ui: Ui, editor: Editor, starts: bool) -> Response:
+def _save_job(ui: Ui, editor: Editor, starts: bool) -> Response:
     """Saves a job, and puts it into the queue if it `starts`. Raises HTTPException for
     one that cannot be saved or would not start."""
     words = texts()["new"]
@@ -529,92 +602,118 @@ def _kept(ui: Ui, editor: Editor, starts: bool) -> Response:
     return RedirectResponse(f"/queue/{entry.id}", 303)
 
 
+@dataclass(frozen=True)
+class Change:
+    """The value that a field of the form was shown with, and the one that it has."""
+
+    shown: str
+    sent: str
+
+
 def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
     """Applies the changes of the form to the text. Changes that cannot be applied are
     reported and stay in their fields."""
+    given = _given(sent)
+    try:
+        shown = json.loads(sent["shown"])
+        editor.shown = {str(key): str(value) for key, value in shown.items()}
+    except (KeyError, ValueError, AttributeError, RecursionError):
+        editor.shown = given  # the form is not from this page
+    if editor.job.root is None:
+        editor.fields = given
+        return
+    changes = _changes(ui, editor, given)
+    if {MODEL, "card", FOLDER, CONTROL} & changes.keys():
+        with suppress(UserError, OSError, ValueError):  # the check reports a bad model
+            editor.job = _remade(ui, editor.job, editor.shown, _now(editor, changes))
+    rank, alpha = editor.job.path(RANK), editor.job.path("network.linear_alpha")
+    is_equal = editor.job.get(rank) == editor.job.get(alpha)
+    if RANK in changes and is_equal and changes[RANK].sent.strip():
+        with suppress(ValueError):  # both stay equal, and so does the strength
+            editor.job = editor.job.set(alpha, changes[RANK].sent, False)
+    kinds = {key.name: key.is_text for key in editor.keys or ()}
+    for key, change in changes.items():
+        try:
+            is_text = key in TEXTS or kinds.get(key, False)
+            editor.job = _put(editor.job, key, change.sent, is_text)
+        except ValueError:
+            editor.fields[key] = change.sent
+    if editor.fields:
+        editor.told.append(
+            texts()["new"]["by_hand"].format(keys=", ".join(editor.fields))
+        )
+
+
+def _given(sent: Mapping[str, str]) -> dict[str, str]:
+    """Field -> its value as it was sent."""
     given = {
         key.removeprefix("key:"): value
         for key, value in sent.items()
         if key.startswith("key:")
     }
     given |= {key: sent[key] for key in ("prompts", "card", "effort") if key in sent}
-    for key in (FOLDER, CONTROL, MODEL):
-        other = sent.get(f"other:{key}", "").strip()
-        if other:
-            given[key] = other
-    try:
-        shown = json.loads(sent["shown"])
-        editor.shown = {str(key): str(value) for key, value in shown.items()}
-    except (KeyError, ValueError, AttributeError, RecursionError):
-        editor.shown = dict(given)  # the form is not from this page
-    changed = {
-        key: value
-        for key, value in given.items()
-        if _words(value) != _words(editor.shown.get(key, ""))
+    others = {
+        key: sent.get(f"other:{key}", "").strip()
+        for key in (FOLDER, CONTROL, MODEL, START)
     }
-    if editor.job.root is None:
-        editor.fields = given
-        return
-    for key, value in _following(ui, editor, changed).items():
-        if value != editor.shown.get(key, ""):
-            changed.setdefault(key, value)
-    now = {**editor.shown, **changed}
-    if changed.get("effort"):
+    return given | {key: value for key, value in others.items() if value}
+
+
+def _changes(ui: Ui, editor: Editor, given: Mapping[str, str]) -> dict[str, Change]:
+    """Field -> its change: by hand, then what follows such a change or the dial."""
+
+    def found(values: Mapping[str, str]) -> dict[str, Change]:
+        return {
+            key: Change(editor.shown.get(key, ""), value)
+            for key, value in values.items()
+            if _words(value) != _words(editor.shown.get(key, ""))
+        }
+
+    changes = found(given)
+    changes = changes | found(_following(ui, editor, changes)) | changes
+    now = _now(editor, changes)
+    if "effort" in changes and now["effort"]:
         with suppress(UserError, OSError, ValueError):
             new = _begun(now, _chosen_in(ui, now.get(FOLDER, "")), now.get("card", ""))
-            changed = {key: new.get(new.path(key)) for key in RHYTHM} | changed
+            numbers = {key: Change("", new.get(new.path(key))) for key in RHYTHM}
+            changes = numbers | changes
     elif any(
-        editor.job.get(editor.job.path(key)) != editor.shown.get(key) or key in changed
+        editor.job.get(editor.job.path(key)) != editor.shown.get(key) or key in changes
         for key in RHYTHM
     ):
         editor.effort = ""
-    editor.fields = dict(changed)
-    if {MODEL, "card", FOLDER, CONTROL} & changed.keys():
-        with suppress(UserError, OSError, ValueError):  # the check reports a bad model
-            editor.job = _remade(ui, editor.job, editor.shown, changed)
-    kinds = {key.name: key.is_text for key in editor.keys or ()}
-    rank = editor.job.path(RANK)
-    alpha = editor.job.path("network.linear_alpha")
-    is_equal = editor.job.get(rank) == editor.job.get(alpha)
-    if RANK in changed and is_equal and changed[RANK].strip():
-        with suppress(ValueError):  # both stay equal, and so does the strength
-            editor.job = editor.job.set(alpha, changed[RANK], False)
-    for key, value in changed.items():
-        is_text = key in TEXTS or kinds.get(key, False)
-        with suppress(ValueError):
-            editor.job = _put(editor.job, key, value, is_text)
-            del editor.fields[key]
-    if editor.fields:
-        message = texts()["new"]["by_hand"]
-        editor.told.append(message.format(keys=", ".join(editor.fields)))
+    return changes
 
 
-def _following(ui: Ui, editor: Editor, changed: Mapping[str, str]) -> dict[str, str]:
+def _now(editor: Editor, changes: Mapping[str, Change]) -> dict[str, str]:
+    """The values of all fields after these changes."""
+    return editor.shown | {key: change.sent for key, change in changes.items()}
+
+
+def _following(ui: Ui, editor: Editor, changes: Mapping[str, Change]) -> dict[str, str]:
     """Fields that follow a change of the images or of the control images: field ->
     value. Name and trigger word follow while they are those of a new job."""
     was = editor.shown
-    if CONTROL in changed:
+    if CONTROL in changes:
         word = was.get(TRIGGER, "") or _unknown_word(was.get(NAME, ""))
-        return {TRIGGER: "" if changed[CONTROL] else word}
-    if FOLDER not in changed:
+        return {TRIGGER: "" if changes[CONTROL].sent else word}
+    if FOLDER not in changes:
         return {}
     before, after = (
         _named_after(ui, _set_of(ui, folder)) | _chosen_in(ui, folder)
-        for folder in (was.get(FOLDER, ""), changed[FOLDER])
+        for folder in (changes[FOLDER].shown, changes[FOLDER].sent)
     )
     fields = {key: after.get(key, "") for key in (CONTROL, INSTRUCTION)}
-    for key in (NAME, TRIGGER):
-        if editor.job.get(editor.job.path(key)) == before[key]:
-            fields[key] = after[key]
-    return fields
+    get, path = editor.job.get, editor.job.path
+    return fields | {
+        key: after[key] for key in (NAME, TRIGGER) if get(path(key)) == before[key]
+    }
 
 
 def _set_of(ui: Ui, folder: str) -> str:
     """Name of the dataset of a folder. Any other folder has its own name."""
-    for name, keys in _sets(ui).items():
-        if keys["folder_path"] == folder:
-            return name
-    return Path(folder).name
+    known = {keys["folder_path"]: name for name, keys in _sets(ui).items()}
+    return known.get(folder, Path(folder).name)
 
 
 def _chosen_in(ui: Ui, folder: str) -> dict[str, str]:
@@ -645,7 +744,7 @@ def _put(job: JobText, key: str, value: str, is_text: bool) -> JobText:
 def _made(fields: Mapping[str, str], card: str) -> JobText:
     """The job that `run.py new` writes. Raises UserError as `written_job` does."""
     name, folder, trigger, model, control, instruction = (
-        fields.get(key, "") for key in TEXTS
+        fields.get(key, "") for key in WRITTEN
     )
     is_suffixed = "datasets[].image_suffix" in fields
     suffix = "" if is_suffixed else fields.get("datasets[].control_suffix", "")
@@ -668,7 +767,7 @@ def _listed(value: str) -> list[str]:
 
 
 def _remade(
-    ui: Ui, job: JobText, was: Mapping[str, str], changed: Mapping[str, str]
+    ui: Ui, job: JobText, was: Mapping[str, str], now: Mapping[str, str]
 ) -> JobText:
     """The job for other images, another model or GPU.
 
@@ -676,7 +775,6 @@ def _remade(
     for the new one. If nobody has edited the job, that is all of it. Raises UserError as
     `written_job` does.
     """
-    now = {**was, **changed}
     new = _begun(now, _chosen_in(ui, now.get(FOLDER, "")), now.get("card", ""))
     chosen = _chosen_in(ui, was.get(FOLDER, ""))
     # A job of no card was written for WITHOUT_GPU.
@@ -688,7 +786,8 @@ def _remade(
             filled = [_begun(was, chosen, card), new]
             befores.append(filled[0].leaves())
             for key in _typed_keys(filled[0], was):
-                filled = [_put(text, key, was.get(key, ""), False) for text in filled]
+                typed = was.get(key, "")
+                filled = [_put(text, key, typed, key in TEXTS) for text in filled]
             if filled[0].text.split() == job.text.split():
                 return filled[1]
     after = new.leaves()
@@ -712,7 +811,8 @@ def _remade(
 def _typed_keys(old: JobText, was: Mapping[str, str]) -> list[str]:
     """The fields of the form that a user has changed in a job that was written as
     `old`."""
-    keys = [key for key in NUMBERS if was.get(key, "") != _value(old, key)]
+    typed = (*NUMBERS, START)
+    keys = [key for key in typed if was.get(key, "") != _value(old, key)]
     if _words(was.get("prompts", "")) != _words("\n".join(old.prompts())):
         keys.append("prompts")
     return keys
@@ -760,9 +860,9 @@ def _hash(text: str) -> str:
 
 def why_not_started(plan: Mapping[str, Any]) -> list[str]:
     """The reasons why a job would not start, by its plan. Empty: it would start."""
-    reasons = [texts()["new"]["taken"].format(name=plan["job"])]
-    if _beginnings(plan) != {"complete"}:  # not all of its runs are finished
-        reasons = []
+    taken = texts()["new"]["taken"].format(name=plan["job"])
+    # A job is done when all of its runs are finished.
+    reasons = [taken] if _beginnings(plan) == {"complete"} else []
     for process in plan["processes"]:
         reasons += process.get("will_not_start", ())
     return [*reasons, *filter(None, [never_ends(plan)])]
@@ -770,8 +870,8 @@ def why_not_started(plan: Mapping[str, Any]) -> list[str]:
 
 def _beginnings(plan: Mapping[str, Any]) -> set[str]:
     """How a start would begin the runs of a job, in the words of `StartOutlook`."""
-    starts = [process.get("start") for process in plan["processes"]]
-    return {start["what"] for start in starts if start}
+    processes = plan["processes"]
+    return {each["start"]["what"] for each in processes if each.get("start")}
 
 
 # ---------------------------------------------------------------- what is shown
@@ -786,9 +886,8 @@ def _page(
     """offered: drafts to go on with."""
     ui = ui_of(request)
     editor.read()
-    if editor.keys is not None:
+    if keys := editor.keys:
         wanted = editor.wanted.lower()
-        keys = editor.keys
         editor.keys = tuple(k for k in keys if wanted in f"{k.name} {k.about}".lower())
     plan = editor.checked.plan
     refusals = why_not_started(plan) if plan else []
@@ -798,20 +897,18 @@ def _page(
         needs_gpu = [reason for reason in refusals if not reason.startswith(taken)]
     is_taken = plan and {"complete", "refused"} & _beginnings(plan)
     if plan:
-        processes = [_PROCESS | process for process in plan["processes"]]
-        plan = plan | {"processes": processes}
+        plan = plan | {"processes": [_PROCESS | each for each in plan["processes"]]}
     faults, errors = _errors_by_field(editor)
     sets: dict[str, dict[str, Any]] = ui.shared("sets", partial(_sets, ui))
-    controls = {}
-    for set_keys in sets.values():
-        for place in set_keys.get("control_path", (set_keys["folder_path"],)):
-            controls[place] = os.path.relpath(place, ui.datasets)
+    controls = {
+        place: os.path.relpath(place, ui.datasets)
+        for keys_of_set in sets.values()
+        for place in keys_of_set.get("control_path", (keys_of_set["folder_path"],))
+    }
     data = dataset_at(ui, editor.fields.get(FOLDER, ""))
     data = read_dataset(ui, data.name) if data else None
-    hints = {}
     is_tiny = Path(editor.fields.get(MODEL, "")).name == MASCOTS
-    if is_tiny and are_photographs(editor.fields.get(FOLDER, "")):
-        hints = {MODEL: texts()["new"]["tiny_of_photographs"]}
+    is_warned = is_tiny and are_photographs(editor.fields.get(FOLDER, ""))
     jobs = [path for path in ui.jobs.glob("*") if path.suffix in _YAML]
     return render(
         request,
@@ -828,7 +925,7 @@ def _page(
         faults=faults,
         errors=errors,
         focus=next(filter(None, faults), "") if status == 400 else "",
-        hints=hints,
+        hints={MODEL: texts()["new"]["tiny_of_photographs"]} if is_warned else {},
         plan=plan,
         refusals=[reason for reason in refusals if reason not in needs_gpu],
         needs_gpu=needs_gpu,
@@ -858,6 +955,7 @@ def _page(
         folders=[(keys["folder_path"], name) for name, keys in sets.items()],
         controls=[*controls.items()],
         models=ui.shared("models", partial(_models, ui)),
+        loras=ui.kept("loras", partial(_loras, ui)),
         jobs=sorted(path.name for path in jobs if path.is_file()),
         examples=sorted(path.name for path in EXAMPLES.glob(f"*{_YAML[0]}")),
     )
@@ -868,8 +966,7 @@ def _memory_parts(memory: Mapping[str, Any]) -> dict[str, int]:
     groups: dict[str, str] = texts()["new"]["memory_parts"]["of"]
     parts = {"model": 0, "step": 0, "lora": 0}
     for name, size in memory["phases"].get(memory["device_phase"], {}).items():
-        group = groups.get(name, "step")
-        parts[group] += size
+        parts[groups.get(name, "step")] += size
     return {part: size for part, size in parts.items() if size}
 
 
@@ -945,15 +1042,27 @@ def _sets(ui: Ui) -> dict[str, dict[str, Any]]:
 def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:
     """The models on this machine (`here`) and the published ones: the name in a job, and
     the title."""
-    near = [TINY / INDEX, *Path("models").glob(f"*/{INDEX}")]
-    for depth in ("*", "*/*"):
-        near += ui.output.glob(f"{depth}/{INDEX}")
+    near = chain(
+        [TINY / INDEX],
+        Path("models").glob(f"*/{INDEX}"),
+        ui.output.glob(f"*/{INDEX}"),
+        ui.output.glob(f"*/*/{INDEX}"),
+    )
     here = [short(index.parent) for index in near if index.is_file()]
     cached = hub_cache().glob(f"models--*/snapshots/*/{INDEX}")
-    for folder in sorted({index.parents[2].name for index in cached}):
-        here.append(folder.removeprefix("models--").replace("--", "/"))
+    folders = sorted({index.parents[2].name for index in cached})
+    here += [name.removeprefix("models--").replace("--", "/") for name in folders]
     titles = {model.id: model.title for model in all_models()}
     published = [(id_, title) for id_, title in titles.items() if id_ not in here]
     titles[short(TINY)] = texts()["new"]["tiny"]
     known = [(name, titles.get(name, name)) for name in dict.fromkeys(here)]
     return {"here": known, "published": published}
+
+
+def _loras(ui: Ui) -> list[tuple[str, str]]:
+    """The LoRA file of each run that its page recommends: the path in a job, and the
+    title."""
+    files = filter(None, (chosen_file(run.folder) for run in ui.runs()))
+    return [
+        (short(file.path), f"{file.path.parent.name}: {file.name}") for file in files
+    ]

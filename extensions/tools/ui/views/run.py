@@ -31,19 +31,20 @@ from starlette.responses import (
     StreamingResponse,
 )
 
-from extensions.tools.shared.feed import status_of
 from extensions.tools.shared.html_page import as_json, texts
 from extensions.tools.shared.run_records import (
     diagrams,
     marks,
     page_values,
-    sample_table,
+    sample_rows,
     saved_files,
     settings_text,
 )
 from extensions.tools.shared.series import MOST_BUCKETS
 from extensions.tools.ui.chosen import Chosen
 from extensions.tools.ui.commands import run_py
+from extensions.tools.ui.decoder import ANIMATIONS
+from extensions.tools.ui.decoder import animation as make_animation
 from extensions.tools.ui.queue import CONTROL
 from extensions.tools.ui.state import (
     Form,
@@ -60,6 +61,7 @@ from extensions.tools.ui.state import (
 )
 from extensions.tools.ui.views.pictures import LARGE, picture
 from extensions.tools.ui.views.runs import cost
+from toolkit.data.pixels.images import ImageError
 from toolkit.errors import RunError
 from toolkit.files import run_files
 from toolkit.files.redact import redact_text
@@ -89,14 +91,11 @@ def page(
     ui, run = asked_run(request)
     id_ = run_id(ui, run.folder)
     here = f"/runs/{quote(id_, safe='')}"
-    values, cursor = page_values(run, feed(ui, run.folder))
-    samples = sample_table(run.folder)
+    values = page_values(run, feed(ui, run.folder), here)
+    steps = values["samples"]["steps"]
     best = chosen.step if chosen and chosen.why == "recommended" else None
-    newest = samples["steps"][-1] if samples["steps"] else 0
-    step = _whole(request, "step", newest if best is None else best)
-    files = list(saved_files(run.folder, hashed=False))
+    step = _whole(request, "step", max(steps, default=0) if best is None else best)
     other = request.query_params.get("diff", "")
-    words = texts()["run"]["script"]
     return render(
         request,
         "live.html.j2",
@@ -105,17 +104,11 @@ def page(
         **after,
         base="base.html.j2",
         id=id_,
-        here=here,
         cost=_cost(ui, run),
         is_stopping=(run.folder / CONTROL / "stop").exists(),
         chosen_file=chosen,
-        samples=samples,
-        workflows=[
-            path.name for path in run_files.workflow_files(run.folder, run.name)
-        ],
-        shown=min(
-            samples["steps"], key=lambda saved_step: abs(saved_step - step), default=0
-        ),
+        shown=min(steps, key=lambda saved: abs(saved - step), default=0),
+        animations=ANIMATIONS,
         picture=lambda file, side: (
             f"{here}/samples/{file}" + (f"?side={side}" if side else "")
         ),
@@ -126,19 +119,10 @@ def page(
             ]
             for index, paths in enumerate(references(ui, run))
         ],
-        files=files,
-        file_count=len(files),
         marked=_favourites(ui).get(id_, []),
         others=[name for name in ui.run_ids() if name != id_],
         difference=_difference(ui, run, other),
         other=other,
-        data={
-            "here": here,
-            "cursor": cursor,
-            "status": status_of(run),
-            "samples": samples,
-            "words": words,
-        },
     )
 
 
@@ -163,6 +147,30 @@ def sample(request: Request) -> Response:
     if not run_files.SAMPLE_FILE.fullmatch(name):
         raise HTTPException(404, "no such sample")
     return picture(request, inside(run.folder / run_files.SAMPLES, name))
+
+
+def animation(request: Request) -> Response:
+    """The samples of one prompt over the steps as an animation, to be posted."""
+    ui, run = asked_run(request)
+    index, kind = (request.path_params[key] for key in ("index", "kind"))
+    rows = [row for row in sample_rows(run.folder)[0] if row.index == index]
+    if kind not in ANIMATIONS or not rows:
+        raise HTTPException(404, "no such animation")
+    words = texts()["run"]
+    folder = run.folder / run_files.SAMPLES
+    frames = [
+        (
+            words["at_step"].format(step=one.step) if one.step else words["alone"],
+            inside(folder, one.path.name),
+        )
+        for one in rows[0].samples
+    ]
+    try:
+        with refusals(kind):
+            file = make_animation(ui, frames, kind)
+    except ImageError as error:
+        raise HTTPException(415, redact_text(str(error))) from error
+    return _download(file, f"{run.name}_{index}.{kind}")
 
 
 def reference(request: Request) -> Response:

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from extensions.tools.shared.html_page import texts
+from extensions.tools.ui import comfyui
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.config import MOST_PRICE, TOKEN_VARIABLES, token
 from extensions.tools.ui.guard import HOSTS_VARIABLE
@@ -38,7 +40,8 @@ from extensions.tools.ui.state import (
     ui_of,
 )
 from extensions.tools.ui.views.queue import enqueue
-from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, nearest_folder, write_json
+from toolkit.errors import UserError
+from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, nearest_folder
 from toolkit.system.host_memory import free_host_memory
 from toolkit.system.nvidia import ask_nvml
 from toolkit.version import NAME, VERSION
@@ -61,14 +64,18 @@ def index(request: Request) -> Response:
     return _page(request)
 
 
-def _page(request: Request, fault: str = "", code: int = 200) -> Response:
+def _page(
+    request: Request, faults: Mapping[str, str] | None = None, code: int = 200
+) -> Response:
+    """faults: field -> what is wrong with it."""
     ui = ui_of(request)
     driver, gpus = ask_nvml()
     return render(
         request,
         "system.html.j2",
         code,
-        fault=fault,
+        faults=faults or {},
+        comfyui=comfyui.kept_folder(ui),
         driver=driver,
         gpus=gpus,
         memory=(free_host_memory(), main_memory()),
@@ -149,11 +156,25 @@ def set_price(request: Request, form: Form) -> Response:
     except ValueError:
         price = -1
     if not 0 <= price <= MOST_PRICE:
-        return _page(request, texts()["system"]["wrong_price"].format(price=text), 400)
+        fault = texts()["system"]["wrong_price"].format(price=text)
+        return _page(request, {"price": fault}, 400)
     with refusals():
-        write_json(ui.settings, {"price_per_hour": price})
+        ui.keep(price_per_hour=price)
     ui.price_per_hour = price
     return RedirectResponse("/system", 303)
+
+
+@posted()
+def set_comfyui(request: Request, form: Form) -> Response:
+    """Keeps the folder of ComfyUI. Empty: none."""
+    folder = form.get("folder", "")
+    try:
+        found = str(comfyui.loras_folder(folder)) if folder.strip() else ""
+    except UserError as error:
+        return _page(request, {"comfyui": str(error)}, 400)
+    with refusals():
+        ui_of(request).keep(**{comfyui.KEY: found})
+    return RedirectResponse("/system#comfyui", 303)
 
 
 @posted()

@@ -160,7 +160,7 @@ def test_a_page_names_the_file_and_the_next_commands(
         in text
     )
     assert sys.executable not in text
-    assert re.search(r'<img src="data:image/jpeg[^>]* alt="control image 1"', text)
+    assert re.search(r'<img\s+src="data:image/jpeg[^>]*\salt="control image 1"', text)
 
 
 @pytest.mark.slow

@@ -56,6 +56,11 @@ def test_what_a_template_shows_is_escaped_and_redacted_where_it_says_so(
         write_page("{{ misspelt }}")
 
 
+def test_of_an_indentation_one_space_is_served(write_page) -> None:
+    text = write_page("\n      <p>\n        a\n      </p>").read_text()
+    assert "\n <p>\n a\n </p>" in text
+
+
 def test_data_cannot_end_its_script_and_is_json(write_page) -> None:
     text = write_page("", data={"a": NASTY, "b": [math.nan, math.inf, 1.5]}).read_text()
     held = text.split('id="data">')[1].split("</script>")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,8 +63,37 @@ def ui(tmp_path: Path, decoder: Decoder) -> Ui:
     return ui
 
 
+BLOCKS = (
+    "article|aside|body|d[dlt]|details|dialog|div|fieldset|fig[a-z]+|footer|form|h[1-6]|"
+    "head|header|html|legend|li|link|main|meta|nav|ol|optgroup|option|p|section|summary|"
+    "table|tbody|t[dhr]|thead|title|ul"
+)
+
+
+def plain(html: str) -> str:
+    """A page without the white space that nobody sees: between blocks, at the edges of
+    buttons, and between attributes."""
+    whole = r"(?s)(<(?:pre|textarea|script)\b.*?</(?:pre|textarea|script)>)"
+    parts = re.split(whole, html)
+    for index in range(0, len(parts), 2):
+        text = re.sub(r"\s+", " ", parts[index]).replace(" >", ">")
+        text = re.sub(rf" ?(</?(?:{BLOCKS})\b[^>]*>) ?", r"\1", text)
+        parts[index] = re.sub(r"(<button[^>]*>) | (?=</button>)", r"\1", text)
+    return "".join(parts)
+
+
+class Client(TestClient):
+    """Asks for pages as a browser shows them: `text` is `plain`."""
+
+    def request(self, *args: Any, **options: Any) -> Any:
+        answer = super().request(*args, **options)
+        if "text/html" in answer.headers.get("content-type", ""):
+            answer._text = plain(answer.text)
+        return answer
+
+
 def client_of(ui: Ui, **options: Any) -> TestClient:
-    return TestClient(
+    return Client(
         make_app(ui),
         base_url="http://localhost:8675",
         raise_server_exceptions=False,

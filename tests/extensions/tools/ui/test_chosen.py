@@ -96,6 +96,13 @@ def test_a_file_of_the_small_model_is_for_that_model_alone(
     assert found is not None and found.programs == "small"
 
 
+def test_a_damaged_file_is_of_another_kind(make_run: Callable[..., Path]) -> None:
+    folder = make_run("one")
+    (folder / "one.safetensors").write_bytes(b"cut")
+    found = chosen_file(folder)
+    assert found is not None and found.programs == "other"
+
+
 def test_a_run_without_a_file_or_a_sample_has_none(
     make_run: Callable[..., Path],
 ) -> None:

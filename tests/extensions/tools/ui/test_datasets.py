@@ -238,14 +238,51 @@ def test_the_crop_is_the_one_that_is_trained(page: TestClient, ui: Ui) -> None:
     # Area at most 256², sides multiples of 32: 480 x 128, for which it becomes 480 x
     # 144, and 8 rows of each end go.
     assert "1000 × 300 → 480 × 128" in text
-    frame = re.search(
-        r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', text
-    )
-    assert frame
-    assert [float(number) for number in frame.groups()] == pytest.approx(
-        [0, 16.7, 1000, 266.7], abs=0.1
-    )
+    assert frame_in(text) == pytest.approx([0, 16.7, 1000, 266.7], abs=0.1)
     assert page.post("/datasets/pipo/view", data={"resolution": "7"}).status_code == 400
+
+
+def frame_in(text: str) -> list[float]:
+    """Left, top, width and height of the frame in a page of one image."""
+    place = re.search(r'<g transform="translate\(([\d.]+) ([\d.]+)\)">', text)
+    size = re.search(r'<rect width="([\d.]+)" height="([\d.]+)"', text)
+    assert place and size
+    return [float(number) for number in (*place.groups(), *size.groups())]
+
+
+def test_the_frame_is_moved_and_kept_in_a_file_beside_the_image(
+    page: TestClient, ui: Ui
+) -> None:
+    """Along the side that is cut, as the training reads it; with the image it is
+    deleted and restored."""
+    folder = ui.datasets / "pipo" / "4_pipo"
+    for name, size in (("wide", (1000, 300)), ("tall", (300, 1000)), ("a", (64, 64))):
+        picture(folder / f"{name}.png", size)
+    page.post("/datasets/pipo/view", data={"resolution": "256"})
+
+    def move(name: str, at: str) -> int:
+        sent = {"name": f"4_pipo/{name}.png", "at": at}
+        return page.post("/datasets/pipo/crop", data=sent, headers=JSON).status_code
+
+    assert (move("wide", "0"), move("tall", "200")) == (200, 200)
+    assert frame_in(page.get("/datasets/pipo?q=wide").text)[:2] == [0, 0]
+    tall = frame_in(page.get("/datasets/pipo?q=tall").text)
+    assert tall[:2] == pytest.approx([33.3, 0], abs=0.1)
+    assert (folder / "wide.crop").read_text() == "0.5 0\n"
+    assert (folder / "tall.crop").read_text() == "1 0.5\n"
+    assert 'name="at"' not in page.get("/datasets/pipo?q=4_pipo/a").text
+    assert [move("wide", bad) for bad in ("201", "-1", "", "0.5")] == [400] * 4
+    assert (move("no", "1"), (folder / "wide.crop").read_text()) == (404, "0.5 0\n")
+
+    (folder / "wide.crop").write_text("notes of mine")
+    assert move("wide", "9") == 409
+    assert (folder / "wide.crop").read_text() == "notes of mine"
+    assert "has to be two numbers" in page.get("/datasets/pipo").text
+    chosen = {"chosen": ["4_pipo/tall.png"]}
+    entry = page.post("/datasets/pipo/delete", data=chosen, headers=JSON).json()
+    assert not list(folder.glob("tall.*"))
+    page.post("/datasets/restore", data={"entry": entry["entry"]})
+    assert (folder / "tall.crop").read_text() == "1 0.5\n"
 
 
 def test_references_and_masks_are_beside_their_images(page: TestClient, ui: Ui) -> None:
@@ -793,3 +830,42 @@ def test_captioning_that_cannot_be_asked_for_is_told_so(
     assert not (ui.own / "queue").exists() or not list(
         (ui.own / "queue").glob("*.json")
     )
+
+
+def test_a_click_on_a_tag_shows_its_images_where_it_is_removed_or_put_into_all(
+    page: TestClient, ui: Ui
+) -> None:
+    """First as a preview, as all changes of many; Undo takes it back."""
+    folder = ui.datasets / "pipo" / "4_pipo"
+    (folder / "c.txt").write_text("Pipo, redder, <b>x</b>")
+    picture(folder / "d.png", colour="teal")
+    (folder / "d.txt").write_text("<b>x</b>,red, PIPO , alone")
+    text = page.get("/datasets/pipo").text
+    found = re.findall(r'<a href="\?has=([^"]*)"\s*>([^<]*?)\s*<span class="faint num">(\d+)', text)  # fmt: skip
+    assert found == [
+        ("pipo", "pipo", "4"),
+        ("red", "red", "2"),
+        ("%3Cb%3Ex%3C/b%3E", "&lt;b&gt;x&lt;/b&gt;", "2"),
+    ]
+    shown = page.get("/datasets/pipo?has=Red").text
+    assert re.findall('data-name="([^"]*)"', shown) == ["4_pipo/a.png", "4_pipo/d.png"]
+    assert 'name="tag" value="Red"' in shown and 'name="has" value="Red"' in shown
+    assert re.search(r'has=red" aria-current="true"', shown)
+
+    before = captions(ui)
+    for op, wanted in (
+        ("remove", ["pipo", "pipo, blue", "Pipo, redder, <b>x</b>", "<b>x</b>, PIPO , alone"]),
+        ("add", ["pipo, red", "pipo, blue, red", "Pipo, redder, <b>x</b>, red", "<b>x</b>,red, PIPO , alone"]),
+    ):  # fmt: skip
+        fields = {"op": op, "tag": "red", "has": "red", "where": "end"}
+        text, digest = preview(page, **fields)
+        assert captions(ui) == before and "2 of" in text
+        done = page.post("/datasets/pipo/change", data=fields | {"apply": digest})
+        assert "2 captions changed" in done.text and done.text.count("<article") == 4
+        assert [text.strip() for text in captions(ui).values()] == wanted
+        step = re.search(r'name="step" value="(\d+)"', done.text)
+        assert step
+        page.post("/datasets/pipo/undo", data={"step": step[1]})
+        before = {name: text.strip() for name, text in before.items()}
+        assert {k: v.strip() for k, v in captions(ui).items()} == before
+        before = captions(ui)

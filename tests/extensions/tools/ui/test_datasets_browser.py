@@ -12,6 +12,7 @@ from PIL import Image
 from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.conftest import until
 from tests.html_browser import Browser
+from toolkit.files.writing import write_json
 
 
 @pytest.fixture
@@ -328,6 +329,55 @@ def test_captions_are_written_on_a_desk_one_after_the_other(
     browser.press(*"pipo", "Escape")
     browser.wait_for(f"/Check.*all captioned.*Check the images/s.test({state})")
     assert browser.run("return document.querySelectorAll('.head .main').length") == 1
+    assert browser.errors() == []
+
+
+@pytest.mark.slow
+def test_the_frame_is_dragged_in_the_image_and_moved_by_keys(
+    browser: Browser, ui: Ui, address: str
+) -> None:
+    for name, size in (("wide", (1000, 300)), ("tall", (300, 1000))):
+        Image.new("RGB", size, "teal").save(ui.datasets / "pipo" / f"{name}.png")
+    write_json(ui.own / "datasets" / "pipo.json", {"resolution": 256})
+    box = (
+        "const box = document.querySelector('.open .view').getBoundingClientRect();"
+        "return [box.left + box.width / 2, box.top + box.height / 2]"
+    )
+
+    def drag(across: float, down: float) -> None:
+        x, y = browser.run(box)
+        kinds = ("mousePressed", "mouseMoved", "mouseMoved", "mouseReleased")
+        for share, kind in zip((0, 0.5, 1, 1), kinds, strict=True):
+            place = {"x": x + share * across, "y": y + share * down}
+            browser.command(
+                "Input.dispatchMouseEvent",
+                **{"type": kind, "button": "left", "buttons": 1, "clickCount": 1},
+                **place,
+            )
+
+    def crop_of(name: str) -> list[float]:
+        file = ui.datasets / "pipo" / f"{name}.crop"
+        until(file.exists)
+        return [float(number) for number in file.read_text().split()]
+
+    browser.open(f"{address}/datasets/pipo?q=wide", 1440, 900)
+    browser.click(".image .sheet")
+    drag(0, -500)
+    assert crop_of("wide") == [0.5, 0], "as far as the image goes"
+    moved = "document.querySelector('.open g').getAttribute('transform')"
+    assert browser.run(f"return {moved}") == "translate(0 0)"
+    assert not browser.run("return document.getElementById('large').open")
+    browser.run("document.querySelector('.open textarea').focus()")
+    browser.press("PageDown", "ArrowRight", "ArrowRight")
+    until(lambda: crop_of("wide") == [0.5, 0.035])
+    drag(0, 0)
+    assert browser.run("return document.getElementById('large').open"), "a click alone"
+
+    browser.open(f"{address}/datasets/pipo?q=tall", 1440, 900)
+    browser.click(".image .sheet")
+    drag(8, 0)
+    across, down = crop_of("tall")
+    assert 0.6 < across <= 1 and down == 0.5
     assert browser.errors() == []
 
 

@@ -104,7 +104,7 @@ def test_a_character_is_made_from_nothing(
     assert {path.read_text().strip() for path in folder.glob("*.txt")} == {"pipo"}
     click(".head [action$='/lint'] button")
     browser.wait_for(
-        "document.querySelector('.path .now')?.textContent == '4Settings'", 90
+        "document.querySelector('.path .now')?.textContent.trim() == '4Settings'", 90
     )
 
     click(".head .main")
@@ -199,9 +199,7 @@ def test_a_training_that_lacked_memory_goes_on_by_one_click(
     page = Served(ui.output.parent)
     try:
         browser.open(f"{page.address}/runs/owl")
-        assert "The memory was not enough at step 3." in browser.text(
-            "#state + .notice"
-        )
+        assert "It ran out of memory at step 3." in browser.text("#state + .notice")
         browser.click(".head .main")
         browser.wait_for("document.querySelector('#state .finished')", 180)
         assert "it needs less memory." in browser.text("main")

@@ -114,7 +114,8 @@ def test_the_theme_that_is_chosen_goes_before_that_of_the_system(
         assert f'<html lang="en" data-theme="{shown}">' in client.get("/").text, chosen
     sheet = (HERE / "static" / "ui.css").read_text(encoding="utf-8")
     for theme in ("light", "dark"):
-        assert f'[data-theme="{theme}"] {{ color-scheme: {theme}; }}' in sheet
+        rule = rf"\[data-theme='{theme}'\] {{\s+color-scheme: {theme};\s+}}"
+        assert re.search(rule, sheet), theme
 
 
 # ---------------------------------------------------------------- the bar

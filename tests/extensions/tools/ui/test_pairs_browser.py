@@ -81,7 +81,7 @@ def test_pairs_are_made_by_clicks_alone(
     assert browser.text(".rows .short") == "the instruction: add eyes"
     click(".head [action$='/lint'] button")
     browser.wait_for(
-        "document.querySelector('.path .now')?.textContent == '4Settings'", 60
+        "document.querySelector('.path .now')?.textContent.trim() == '4Settings'", 60
     )
     click(".head .main")
     browser.wait_for("document.getElementById('f-control')")

@@ -370,6 +370,15 @@ def test_what_a_tool_has_said_is_shown_and_a_run_has_a_page_for_it(ui, client, q
     assert f"wrote {tool}.png" in page and f"wrote {job}.png" not in page
 
 
+def test_why_a_run_failed_is_told_as_on_its_page(ui, client, queue):
+    error = "OutOfMemory: out of memory with a.jpg"
+    run = made_run(ui, "big", status="failed", step=12, error=error)
+    entry = queue.add(["inspect", "a"], "big")
+    queue.save(entry, state=FAILED, exit_code=1, attempts=1, runs=(str(run),))
+    page = client.get("/queue").text
+    assert "It ran out of memory at step 12." in page and "exit code 1" not in page
+
+
 def test_the_images_that_a_tool_has_written_are_on_the_page(
     ui, client, queue, tmp_path
 ):
@@ -437,7 +446,7 @@ def test_the_path_and_the_images_are_there_from_the_click_on(ui, client, queue, 
     page = client.get(f"/queue/{entry.id}").text
     assert "Begins in a moment" in page and page.count("/datasets/owl/thumbs/") == 3
     assert re.search(
-        r'(?s)<nav class="path".*?<li class="now"><a[^>]*>.*?Training</a>', page
+        r'(?s)<nav class="path".*?<li class="now"><a[^>]*>.*?Training ?</a>', page
     )
     assert re.findall(r'<li class="(?:now|done)"><i', page) == []
     # its folder is there before the copy of its job

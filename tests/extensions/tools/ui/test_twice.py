@@ -219,6 +219,7 @@ ALIKE = {
         "/tools/{uid}",
         "/system/prune",
         "/system/price",
+        "/system/comfyui",
         "/theme",
     ),
     *("/trash/{kind}/{entry}", "/datasets/{d}/files"),
@@ -254,6 +255,17 @@ def favourite(pages: Pages) -> None:
     assert statuses(answers) == [303, 303]
     kept = json.loads((pages.output / ".ui" / "favourites.json").read_text())
     assert sorted(kept[pages.name]) == names
+
+
+@row("/runs/{run}/comfyui")
+def put_into_comfyui(pages: Pages) -> None:
+    name = f"{pages.name}.safetensors"
+    (pages.run() / name).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    loras = pages.output.parent / f"{pages.name}_loras"
+    loras.mkdir()
+    assert pages.post(0, "/system/comfyui", {"folder": str(loras)}).status == 303
+    answers = pages.send(f"/runs/{pages.name}/comfyui", {"file": name})
+    assert statuses(answers) == [303, 303] and [*loras.iterdir()] == [loras / name]
 
 
 def job_of(name: str, steps: int) -> str:
@@ -355,6 +367,15 @@ def restore(pages: Pages) -> None:
         each["stay"] for each in told
     )
     assert len(list(folder.iterdir())) == 4
+
+
+@row("/datasets/{d}/crop")
+def crop(pages: Pages) -> None:
+    folder = pages.dataset("a.bmp")
+    forms = [{"name": "a.bmp", "at": at} for at in ("0", "200")]
+    answers = pages.send(f"/datasets/{pages.name}/crop", *forms)
+    assert statuses(answers) == [303, 303]
+    assert (folder / "a.crop").read_text() in ("0 0.5\n", "1 0.5\n")
 
 
 @row("/datasets/{d}/view")

@@ -191,6 +191,41 @@ def test_samples_and_files_come_whole_small_and_by_ranges(
     assert len(client.get("/runs/one/files/one.safetensors?hash=1").text) == 64
 
 
+@pytest.mark.slow
+def test_a_prompt_over_the_steps_is_an_animation(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    """In order of steps, each image with its step, made once, of one size."""
+    samples = make_run("one", sampled=(0, 5, 10)) / "samples"
+    for step, green in ((0, 90), (5, 200), (10, 20)):
+        size = (160, 120) if step else (160, 160)
+        image = Image.new("RGB", size, (10, green, 90))
+        image.save(samples / f"{step:09d}_1.png")
+    page = client.get("/runs/one").text
+    for kind in ("webp", "gif"):
+        address = f"/runs/one/animations/1.{kind}"
+        assert f'href="{address}" download' in page
+        answer = client.get(address)
+        assert f"one_1.{kind}" in answer.headers["content-disposition"]
+        with Image.open(BytesIO(answer.content)) as film:
+            assert (film.n_frames, film.size, film.info["loop"]) == (3, (160, 160), 0)
+            frames = []
+            for frame in range(3):
+                film.seek(frame)
+                frames.append(film.convert("RGB"))
+        greens = [image.getpixel((80, 60))[1] for image in frames]
+        assert greens == pytest.approx([90, 200, 20], abs=8)
+        corners = [image.crop((0, 130, 80, 160)) for image in frames]
+        assert all(corner.convert("L").getextrema()[1] > 220 for corner in corners)
+        assert len({corner.tobytes() for corner in corners}) == 3
+    for bad in ("2.webp", "1.png", "..webp"):
+        assert client.get(f"/runs/one/animations/{bad}").status_code == 404
+    (samples / "000000005_1.png").write_bytes(b"cut")
+    assert client.get("/runs/one/animations/1.gif").status_code == 415
+    make_run("two", sampled=(10,))
+    assert "/animations/" not in client.get("/runs/two").text
+
+
 def test_a_name_leads_nowhere_else(
     client: TestClient, ui: Ui, make_run: Callable[..., Path]
 ) -> None:

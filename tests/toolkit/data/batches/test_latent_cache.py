@@ -14,6 +14,7 @@ from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import (
     BatchSpec,
     CaptionRules,
+    Focus,
     Mask,
     ResizeCrop,
     Size,
@@ -409,12 +410,14 @@ def test_what_decides_the_result_is_in_the_key(
         items[0]._replace(sample=items[0].sample._replace(caption="new")),
         *items[1:],
     ]
+    upper = items[0].crop.at(Focus(0.5, 0))
     for changed, options, calls in (
         (items, {"adapter": fake_adapter(vae="other")}, {"images": 4}),
         (items, {"adapter": fake_adapter(text_encoder="other")}, {"prompts": 3}),
         (items, {"adapter": larger}, {"images": 1}),
         (items, {"dtype": torch.float16}, {"images": 4, "prompts": 3}),
         (caption, {}, {"prompts": 1}),
+        ([items[0]._replace(crop=upper), *items[1:]], {}, {"images": 1}),
         (
             with_sample(items, background="black"),
             {},

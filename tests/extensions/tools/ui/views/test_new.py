@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,6 +30,7 @@ from extensions.tools.ui.views.new import NUMBERS, TEXTS, plain
 from tests.conftest import ROOT
 from tests.extensions.tools.ui.conftest import client_of, until
 from tests.html_browser import Browser
+from toolkit.files.writing import short
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import TO_TRY
 
@@ -87,7 +89,7 @@ class Page:
 
     def __init__(self, client: TestClient, address: str) -> None:
         self.client, self.answer = client, client.get(address)
-        self.form = Form(self.answer.text)
+        self.form = Form(self.answer.content.decode())
 
     def press(self, action: str, **changes: str) -> Page:
         """Presses a button after changing fields; no redirect is followed but the one to
@@ -104,7 +106,7 @@ class Page:
         if draft.startswith("/new?draft="):
             self.answer = self.client.get(draft)
         if self.answer.status_code != 303:
-            self.form = Form(self.answer.text)
+            self.form = Form(self.answer.content.decode())
         return self
 
     def fill(self, fields: dict[str, str], action: str = "check") -> Page:
@@ -247,6 +249,29 @@ def test_a_field_changes_its_line_and_a_line_its_field(client: TestClient) -> No
     assert "steps: 56   # mine" in page.yaml and "linear: 8" in page.yaml, (
         "both sides were changed at once"
     )
+
+
+@pytest.mark.slow
+def test_a_training_begins_from_a_lora_of_a_run_or_of_a_path(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    """The file stays when images and model change, and the check reads it."""
+    START, KEY = "network.pretrained_lora_path", "key:network.pretrained_lora_path"
+    file = make_run("zuzu") / "zuzu.safetensors"
+    file.write_bytes(b"no LoRA")
+    page = Page(client, "/new?dataset=40_photo")
+    assert page.form.fields[KEY] == "" and START.split(".")[1] not in page.yaml
+    assert f'<option value="{short(file)}">zuzu: zuzu.safetensors' in page.answer.text
+    page.fill({KEY: short(file)})
+    assert f"pretrained_lora_path: {short(file)}\n" in page.yaml
+    (error,) = (each for each in page.errors() if "Begin from a LoRA" in each)
+    assert "zuzu.safetensors" in error
+    page.fill({MODEL: EDIT, "card": "24"})
+    assert page.form.fields[KEY] == short(file) and "qtype: int4" in page.yaml
+    page.fill({f"other:{START}": "gone #1.safetensors"})
+    (error,) = (each for each in page.errors() if "Begin from a LoRA" in each)
+    assert "'gone #1.safetensors' does not exist" in error
+    assert "pretrained" not in page.fill({KEY: "", f"other:{START}": ""}).yaml
 
 
 @pytest.mark.slow
@@ -773,7 +798,7 @@ def test_a_job_is_made_and_corrected_in_a_browser(
     typed(browser, "#f-name", "zuzu")
     browser.wait_for(
         "document.querySelector('#ready .good')"
-        " && document.querySelector('.sentence').textContent.startsWith('3 images, 240 steps')"
+        " && document.querySelector('.sentence').textContent.trim().startsWith('3 images, 240 steps')"
     )
     assert 'folder_path: "datasets/40_photo"' in browser.run(
         "return document.getElementById('yaml').value"

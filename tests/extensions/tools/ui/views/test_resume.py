@@ -148,7 +148,7 @@ def test_a_run_without_memory_goes_on_with_the_first_key_that_saves_some(
     (run / "run.json").write_text(json.dumps(status | failed))
     page = client.get("/runs/quickstart").text
     notice = re.search(r'(?s)class="notice failed".*?</div>', page)
-    assert notice and "The memory was not enough at step 1,200." in notice[0]
+    assert notice and "It ran out of memory at step 1,200." in notice[0]
     assert "cat.png" in notice[0].partition("<details")[2]
     main = re.findall(r'(?s)action="([^"]+)"><button class="main"', page)
     assert main == ["/runs/quickstart/less"]

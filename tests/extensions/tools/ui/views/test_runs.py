@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import system
-from tests.extensions.tools.ui.conftest import client, ui  # noqa: F401 - fixtures
+from tests.extensions.tools.ui.conftest import client, make_run, ui  # noqa: F401 - fixtures
 
 RUNS = 1000
 _opened: list[list[str]] = []
@@ -189,3 +189,24 @@ def test_a_run_shows_its_first_sample_beside_its_last(
         found = re.findall(r"samples/0*(\d+_\d)\.png\?side=400", text)
         assert found == shown, run
         assert ("no samples yet" in text) is not bool(shown)
+
+
+def test_the_page_of_a_run_and_all_that_it_loads_are_light(
+    client: TestClient,  # noqa: F811
+    make_run: Callable[..., Path],  # noqa: F811
+) -> None:
+    make_run("one")
+    page = client.get("/runs/one", headers={"accept": "text/html"})
+    known, waiting, weight = set[str](), ["/runs/one"], 0
+    while waiting:
+        path = waiting.pop()
+        answer = client.get(path, headers={"accept": "text/html"})
+        assert answer.status_code == 200, path
+        weight += answer.num_bytes_downloaded
+        named = re.findall(r'["\'](/static/[^"\']+\.(?:css|js))["\']', answer.text)
+        near = re.findall(r"from '\./([^']+)'", answer.text)
+        named += [f"{path.rpartition('/')[0]}/{name}" for name in near]
+        waiting += set(named) - known
+        known.update(named)
+    assert "/static/pages/viewer.js" in known and len(page.content) < 30_000
+    assert weight < 100_000, f"{len(known)} files"
