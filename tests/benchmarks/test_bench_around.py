@@ -18,7 +18,7 @@ def test_each_part_gives_its_figures(report_of) -> None:
     rows = report_of(main, "--small", "--rounds", 1)["rows"]
     assert list(rows) == list(PARTS)
     for name, row in rows.items():
-        assert list(row["ms"]) == (["ours"] if name == "page" else ["ours", "plain"])
+        assert row["ours_ms"] > 0 and (name == "page") == ("plain_ms" not in row)
         assert row["growth"] > 0
         assert name == "page" or row["ratio"] == row["ratio_of_pairs"] > 0
 
