@@ -198,8 +198,9 @@ def step(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
         work[Part.ENCODING_AHEAD] = ahead
     if not job.on_gpu:
         work |= offloaded(job, choice)
-        # glibc holds what loading has freed
-        held = max(0, _being_quantized(job, choice))
+        # glibc holds what loading has freed; activations that are kept lie between the
+        # copies of dequantized layers, which leave as much again
+        held = max(0, _being_quantized(job, choice)) * (1 + (choice.level == "none"))
         work[Part.GAPS] = work.get(Part.GAPS, 0) + held
     return at_rest(job, choice, optimizer, rows) | work
 
