@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -79,20 +78,8 @@ Variants = Mapping[str, Callable[[], object]]
 """Name -> a call of the work; "ours" and mostly "plain"."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One kind of work."""
-
-    make: Callable[[Path, int], Variants]
-    """Of an empty folder and a size."""
-
-    size: int
-    """The smaller one."""
-
-    small: int
-    """That of the tests."""
-
-    unit: str
+Part = tuple[Callable[[Path, int], Variants], int]
+"""What makes the variants in an empty folder for a size, and the smaller size."""
 
 
 # ------------------------------------------------------------ encoding and drawing
@@ -104,9 +91,9 @@ DTYPE = torch.bfloat16
 CFG = 4.0
 
 
-def write_model(folder: Path, blocks: int = 2, heads: int = 16) -> Path:
+def write_model(folder: Path, blocks: int = 2) -> Path:
     """A complete tiny Qwen-Image, its transformer in bfloat16."""
-    write_tiny_model(folder, TinySpec(arch="qwen_image", layers=blocks, heads=heads))
+    write_tiny_model(folder, TinySpec(arch="qwen_image", layers=blocks, heads=16))
     for shard in (folder / "transformer").glob("*.safetensors"):
         tensors = load_file(shard)
         save_file({name: tensors[name].to(DTYPE) for name in tensors}, shard)
@@ -129,7 +116,7 @@ def our_model(model: Path) -> Any:
 def first_latents(folder: Path, size: int) -> Variants:
     """JPEGs, four times as large as they are encoded."""
     items = items_of(folder, size)
-    model, vae = our_model(write_model(folder / "model")), None
+    model = our_model(write_model(folder / "model"))
     vae = pipeline(folder / "model").vae
     mean, std = (
         torch.tensor(values, dtype=DTYPE).view(1, -1, 1, 1, 1)
@@ -233,18 +220,10 @@ def generating(folder: Path, size: int) -> Variants:
     (folder / "prompts.txt").write_text("\n".join(prompts))
 
     def ours() -> None:
-        flags = {
-            "model": model,
-            "prompts": folder / "prompts.txt",
-            "output": folder / f"ours_{next(numbers)}",
-            "steps": 4,
-            "cfg": CFG,
-            "width": SIDE,
-            "height": SIDE,
-            "device": "cpu",
-        }
-        words = [word for key in flags for word in (f"--{key}", flags[key])]
-        tool("generate", *words)
+        flags = f"--steps 4 --cfg {CFG} --width {SIDE} --height {SIDE} --device cpu"
+        files = ("--prompts", folder / "prompts.txt", "--model", model)
+        output = folder / f"ours_{next(numbers)}"
+        tool("generate", *flags.split(), *files, "--output", output)
 
     def plain() -> None:
         pipe = pipeline(model)
@@ -346,7 +325,7 @@ def quantizing(qtype: str) -> Callable[[Path, int], Variants]:
         from optimum.quanto import freeze, qtypes, quantize
 
         torch.manual_seed(SEED)
-        weight = nn.Parameter(torch.randn(4 * size, 768).bfloat16())
+        weight = nn.Parameter(torch.randn(64 * size, 768).bfloat16())
 
         def block() -> nn.Module:
             linear = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
@@ -364,20 +343,17 @@ def quantizing(qtype: str) -> Callable[[Path, int], Variants]:
 
 
 def converting(folder: Path, size: int) -> Variants:
-    names = write_lora(folder / "lora.safetensors", size)
+    write_lora(folder / "lora.safetensors", size)
     numbers = count()
 
     def plain() -> None:
-        file = load_file(folder / "lora.safetensors")
         tensors: dict[str, Tensor] = {}
-        for name in names:
+        for key, tensor in load_file(folder / "lora.safetensors").items():
+            name, end = key.removeprefix("transformer.").split(".lora_")
             stem = f"lora_unet_{name.replace('.', '_')}"
-            down = file[f"transformer.{name}.lora_A.weight"]
-            tensors[f"{stem}.lora_down.weight"] = down
-            tensors[f"{stem}.lora_up.weight"] = file[
-                f"transformer.{name}.lora_B.weight"
-            ]
-            tensors[f"{stem}.alpha"] = torch.tensor(float(len(down)))
+            way = "down" if end == "A.weight" else "up"
+            tensors[f"{stem}.lora_{way}.weight"] = tensor
+            tensors[f"{stem}.alpha"] = torch.tensor(16.0)
         save_file(tensors, folder / f"plain_{next(numbers)}.safetensors")
 
     def ours() -> None:
@@ -387,7 +363,7 @@ def converting(folder: Path, size: int) -> Variants:
     return {"ours": ours, "plain": plain}
 
 
-def write_lora(file: Path, blocks: int, width: int = 512, rank: int = 16) -> list[str]:
+def write_lora(file: Path, blocks: int) -> list[str]:
     """A LoRA of the attention of so many blocks, as diffusers writes it. Returns its
     layers."""
     names = [
@@ -397,9 +373,9 @@ def write_lora(file: Path, blocks: int, width: int = 512, rank: int = 16) -> lis
     ]
     torch.manual_seed(SEED)
     tensors = {
-        f"transformer.{name}.lora_{end}.weight": torch.randn(shape).bfloat16() / width
+        f"transformer.{name}.lora_{end}.weight": torch.randn(shape).bfloat16() / 512
         for name in names
-        for end, shape in (("A", (rank, width)), ("B", (width, rank)))
+        for end, shape in (("A", (16, 512)), ("B", (512, 16)))
     }
     save_file(tensors, file)
     return names
@@ -492,19 +468,19 @@ def first_page(folder: Path, size: int) -> Variants:
     return {"ours": ours}
 
 
-PARTS = {
-    "latents": Part(first_latents, 2, 1, "images"),
-    "texts": Part(first_texts, 8, 1, "captions"),
-    "sampling": Part(sampling, 2, 1, "steps"),
-    "generate": Part(generating, 1, 1, "images"),
-    "int8": Part(quantizing("int8"), 768, 16, "x 4 rows"),
-    "int4": Part(quantizing("int4"), 768, 16, "x 4 rows"),
-    "save": Part(saving, 30, 1, "layers"),
-    "resume": Part(resuming, 30, 1, "layers"),
-    "merge": Part(merging, 4, 1, "blocks"),
-    "extract": Part(extracting, 1, 1, "blocks"),
-    "convert": Part(converting, 15, 1, "blocks"),
-    "page": Part(first_page, 500, 2, "runs"),
+PARTS: dict[str, Part] = {
+    "latents": (first_latents, 2),
+    "texts": (first_texts, 8),
+    "sampling": (sampling, 2),
+    "generate": (generating, 1),
+    "int8": (quantizing("int8"), 12),
+    "int4": (quantizing("int4"), 12),
+    "save": (saving, 30),
+    "resume": (resuming, 30),
+    "merge": (merging, 4),
+    "extract": (extracting, 1),
+    "convert": (converting, 15),
+    "page": (first_page, 500),
 }
 
 
@@ -516,10 +492,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     timing.one_thread()
     report.card("around", "CPU seconds, one thread for torch")
     rows = {}
-    print(f"{'':<10} {'size':>22} {'ours':>10} {'plain':>10}  ratio (pairs)  growth")
     for name in asked.parts or PARTS:
         rows[name] = measured(PARTS[name], asked)
-        print(line(name, rows[name]), flush=True)
+        told = (f"{key} {value:.2f}" for key, value in rows[name].items())
+        print(f"{name:<10}", *told, flush=True)
     report.finish("around", **vars(asked), rows=rows)
 
 
@@ -532,42 +508,27 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measured(part: Part, asked: argparse.Namespace) -> dict[str, Any]:
-    """The figures of a part: milliseconds of the larger size, the ratio of the minima,
-    the median of the ratios of pairs, and the growth for `GROWTH` times the work as a
-    share of that."""
-    first = part.small if asked.small else part.size
+def measured(part: Part, asked: argparse.Namespace) -> dict[str, float]:
+    """The figures of a part: milliseconds of the larger size, the growth for `GROWTH`
+    times the work as a share of that, the ratio of the minima, and the median of the
+    ratios of pairs."""
+    make, first = part
+    if asked.small:
+        first = 1
     ours: list[float] = []
     for size in (first, GROWTH * first):
         with TemporaryDirectory() as folder:
-            variants = part.make(Path(folder), size)
-            times = timing.interleave(
-                variants, not asked.small, asked.rounds, noisy=True
-            ).times
-        cpu = {name: one.cpu for name, one in times.items()}
+            works = make(Path(folder), size)
+            kept = timing.interleave(works, not asked.small, asked.rounds, noisy=True)
+        cpu = {name: times.cpu for name, times in kept.times.items()}
         ours.append(min(cpu["ours"]))
-    figures: dict[str, Any] = {
-        "size": f"{size} {part.unit}",
-        "ms": {name: 1e3 * min(seconds) for name, seconds in cpu.items()},
-        "growth": ours[1] / ours[0] / GROWTH,
-    }
+    figures = {"size": size, "growth": ours[1] / ours[0] / GROWTH}
+    figures |= {f"{name}_ms": 1e3 * min(seconds) for name, seconds in cpu.items()}
     if "plain" in cpu:
-        pairs = zip(cpu["ours"], cpu["plain"], strict=True)
+        pairs = zip(*cpu.values(), strict=True)
         figures["ratio"] = min(cpu["ours"]) / min(cpu["plain"])
         figures["ratio_of_pairs"] = median(a / b for a, b in pairs)
     return figures
-
-
-def line(name: str, row: Mapping[str, Any]) -> str:
-    ms = row["ms"]
-    plain = f"{ms['plain']:10.1f}" if "plain" in ms else f"{'-':>10}"
-    ratio = (
-        f"{row['ratio']:5.2f} ({row['ratio_of_pairs']:.2f})" if "plain" in ms else "-"
-    )
-    return (
-        f"{name:<10} {row['size']:>22} {ms['ours']:10.1f} {plain}  {ratio:<13}"
-        f"  {row['growth']:.2f}"
-    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def test_each_part_gives_its_figures(report_of) -> None:
     rows = report_of(main, "--small", "--rounds", 1)["rows"]
     assert list(rows) == list(PARTS)
     for name, row in rows.items():
-        assert list(row["ms"]) == (["ours"] if name == "page" else ["ours", "plain"])
+        assert row["ours_ms"] > 0 and (name == "page") == ("plain_ms" not in row)
         assert row["growth"] > 0
         assert name == "page" or row["ratio"] == row["ratio_of_pairs"] > 0
 
@@ -51,7 +51,8 @@ def change(tensors: dict[str, Tensor]) -> Tensor:
 def test_the_plain_loop_does_the_same_work(
     tmp_path: Path, part: str, ours: str, plain: str, of: Callable
 ) -> None:
-    variants = PARTS[part].make(tmp_path, 1)
+    make, _ = PARTS[part]
+    variants = make(tmp_path, 1)
     for work in (variants["ours"], variants["plain"]):
         work()
     found, expected = (of(written(tmp_path / name)) for name in (ours, plain))
