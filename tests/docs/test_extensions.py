@@ -49,7 +49,7 @@ def test_the_trainer_with_a_loss_of_its_own_trains(
 ) -> None:
     section = trainer(make_pictures(tmp_path / "photos", "a", "b"), train={"steps": 3})
     job = write_job({**section, "type": "held_prompt", "held_prompt": "a landscape"})
-    assert "3 steps = 1.5 epochs" in run(job, "--dry-run")
+    assert "3 steps = 1.5 epochs" in run(job, "--dry-run", "-v")
     assert "held: a landscape\n" in run(job)
     lines = (
         (tmp_path / "output" / "job" / "metrics.jsonl")

@@ -723,7 +723,7 @@ def set_crop(image: FoundImage, focus: Focus) -> None:
         if os.path.lexists(file):
             read_crop(file)
         with atomic_write(file) as temporary:
-            temporary.write_text(f"{focus.across:g} {focus.down:g}\n")
+            temporary.write_text(f"{focus.across:g} {focus.down:g}\n", "utf-8")
 
 
 # ---------------------------------------------------------------- trash
