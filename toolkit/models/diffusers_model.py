@@ -43,11 +43,12 @@ from toolkit.models.loading import (
     reading,
 )
 from toolkit.models.single_file import HEAD
-from toolkit.models.vae_bands import in_bands
 from toolkit.models.vae_files import encoder_hash
 
 with block_import("bitsandbytes", ASKED_BY):
     import diffusers
+
+    from toolkit.models.vae_bands import in_bands
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -165,11 +165,20 @@ def test_a_failure_inside_leaves_nothing_behind(
 
 
 @pytest.mark.slow
-def test_a_job_without_an_8_bit_optimizer_never_imports_bitsandbytes() -> None:
+@pytest.mark.parametrize("family", ["qwen_image", "krea2", "z_image", "flux2_klein"])
+def test_a_job_without_an_8_bit_optimizer_never_imports_bitsandbytes(
+    family: str,
+) -> None:
     program = """
 import sys
+from pathlib import Path
 import torch
-import toolkit.models.tiny, toolkit.models.qwen_image.model, extensions.sd_trainer.process
+from toolkit.config.sections.model_files import family_named
+from toolkit.models.families import ModelLoadOptions
+
+options = ModelLoadOptions(Path("no_such_folder"), torch.device("cpu"), torch.float32)
+family_named(sys.argv[1]).open(options)
+import toolkit.models.tiny, extensions.sd_trainer.process
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.optimizers import build_optimizer
 
@@ -180,6 +189,6 @@ build_optimizer("adamw8bit", model.parameters(), 1e-3, {})
 assert "bitsandbytes" in sys.modules
 """
     ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True
+        [sys.executable, "-c", program, family], capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
