@@ -42,7 +42,7 @@ from extensions.tools.ui.views.shelf import shelf_of
 from toolkit.config.reading.located import dotted
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, short
-from toolkit.plan.memory import Part
+from toolkit.plan.memory import ENCODING, Part
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 _ABSENT = object()
@@ -235,11 +235,12 @@ def _begins(plan: dict[str, Any]) -> list[Any]:
 
 def _peak(plan: dict[str, Any]) -> int:
     """Bytes that a planned job needs at its peak, without what the program itself
-    takes."""
+    takes, in the phases that are not over before the first step."""
     phases: list[dict[str, int]] = [
         phase
         for process in plan["processes"]
-        for phase in process["memory"]["phases"].values()
+        for name, phase in process["memory"]["phases"].items()
+        if name != ENCODING
     ]
     return max(sum(phase.values()) - phase.get(Part.PROCESS, 0) for phase in phases)
 

@@ -188,12 +188,15 @@ def test_a_training_that_lacked_memory_goes_on_by_one_click(
     """
     package = write_extension("thirsty", init, callback=THIRSTY)
     monkeypatch.setenv("EXTENSIONS_PATH", str(package.parent))
-    drawn(ui.datasets / "owl", 4)
+    # So large that activations are the most of what steps take.
+    for path in drawn(ui.datasets / "owl", 4):
+        Image.open(path).resize((256, 256)).save(path)
     section = trainer(
         "datasets/owl",
         train={"steps": 6},
         save={"dtype": "float32", "save_every": 2},
         callbacks=["thirsty"],
+        datasets=[{"folder_path": "datasets/owl", "resolution": 256}],
     )
     assert run_py(write_job(section, name="owl")).returncode != 0
     page = Served(ui.output.parent)
