@@ -118,9 +118,9 @@ class BackgroundCallback(Callback):
             self._tell(f"not done within {self.section.timeout_s:g} s")
 
     def _tell(self, reason: str) -> None:
-        if not self._told:
+        told, self._told = self._told, True  # at once: two threads may tell
+        if not told:
             logger.warning(
                 f"the callback {self.section.type!r} failed: {reason}. The run goes on; it is tried "
                 "again at the next event, and said only once."
             )
-        self._told = True
