@@ -255,7 +255,7 @@ def run_of(folder: Path, layers: int) -> Run:
 
 
 def plain_state(run: Run) -> dict[str, dict[str, Tensor]]:
-    """The weights and the optimizer's tensors by name, of which a file is made each."""
+    """The weights and the optimizer's tensors, by name: a file is made of each."""
     role = run.roles[NETWORK]
     states = {
         name: role.optimizer.state[role.parameters[name]] for name in role.parameters

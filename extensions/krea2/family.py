@@ -130,7 +130,7 @@ class Krea2Family(Qwen3Texts, DiffusersFamily):
     text_width_key = "text_hidden_dim"
     text_taps = TAPS
     text_tokens = 5
-    # That of Qwen3-VL-4B is the same; its vision tower is not used.
+    # Qwen3-VL-4B has the same text encoder; its vision tower is not used.
     published_text = replace(Qwen3Texts.published_text, unused=415_347_712)
     published_vae = EncoderSize(0, 126_892_531)
     published_vae_width = 96

@@ -38,8 +38,8 @@ CONVERT_S = 300
 
 
 def loras_folder(given: str) -> Path:
-    """The folder of LoRAs: the given one, or LORAS where it is the one of ComfyUI.
-    Raises UserError for what is not an absolute path of a folder."""
+    """The folder of LoRAs: the given one, or LORAS in it where it is ComfyUI's own.
+    Raises UserError unless it is the absolute path of a folder."""
     folder = Path(given.strip()).expanduser()
     if not (folder.is_absolute() and folder.is_dir()):
         raise UserError(texts()["system"]["comfyui_wrong"].format(folder=given))
