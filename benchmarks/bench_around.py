@@ -10,6 +10,7 @@ times the work; variants take turns. Only CPU seconds of all threads count.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ from extensions.tools.ui.app import make_app  # noqa: E402
 from extensions.tools.ui.state import Ui  # noqa: E402
 from jobs import ExtensionJob  # noqa: E402
 from toolkit.config.reading.tool import load_tool  # noqa: E402
+from toolkit.config.sections.dataset import DatasetConfig  # noqa: E402
 from toolkit.config.sections.model import ModelConfig  # noqa: E402
 from toolkit.contracts.data import (  # noqa: E402
     BucketedSample,
@@ -50,6 +52,7 @@ from toolkit.data.batches.latent_cache import (  # noqa: E402
     ItemEncoder,
     encode_items,
 )
+from toolkit.data.scan.folder import scan_datasets  # noqa: E402
 from toolkit.extension import discover as discover_extensions  # noqa: E402
 from toolkit.files.tensor_cache import TensorCache  # noqa: E402
 from toolkit.memory.quantization import quantizer  # noqa: E402
@@ -80,6 +83,27 @@ Variants = Mapping[str, Callable[[], object]]
 
 Part = tuple[Callable[[Path, int], Variants], int]
 """What makes the variants in an empty folder for a size, and the smaller size."""
+
+
+# ------------------------------------------------------------ scanning
+
+
+def scanning(folder: Path, size: int) -> Variants:
+    """Small JPEGs with captions; plainly their names, sizes and texts."""
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(content, "JPEG")
+    for number in range(size):
+        (folder / f"{number}.jpg").write_bytes(content.getvalue())
+        (folder / f"{number}.txt").write_text(f"ch4r with a cup of coffee {number}")
+
+    def ours() -> None:
+        scan_datasets([DatasetConfig(folder_path=str(folder))], "ch4r")
+
+    def plain() -> None:
+        files = sorted(folder.glob("*.jpg"))
+        [(Image.open(one).size, one.with_suffix(".txt").read_text()) for one in files]
+
+    return {"ours": ours, "plain": plain}
 
 
 # ------------------------------------------------------------ encoding and drawing
@@ -469,6 +493,7 @@ def first_page(folder: Path, size: int) -> Variants:
 
 
 PARTS: dict[str, Part] = {
+    "scan": (scanning, 1000),
     "latents": (first_latents, 2),
     "texts": (first_texts, 8),
     "sampling": (sampling, 2),

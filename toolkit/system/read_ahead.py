@@ -8,6 +8,7 @@ of datasets, by the latent cache, and by the data loader.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,3 +68,35 @@ def thread_map(
         min(8, os.cpu_count() or 1),
     ):
         yield from results
+
+
+_TIMED = 100
+"""Small files between two looks at the clocks."""
+
+_LITTLE_S = 0.01
+"""Seconds for which the files of one look may always be waited for."""
+
+
+def map_small_files(
+    read: Callable[[Thing], Found], things: Sequence[Thing]
+) -> Iterator[Found]:
+    """The results of `read`, which reads a small file, for many things, in order.
+
+    Files that the system has in memory are read in this thread: several would pass
+    Python's lock on at each read, which takes longer than to read. From where the disk
+    is waited for on, the files are read by `thread_map`.
+
+    >>> list(map_small_files(abs, [3, -1, -2]))
+    [3, 1, 2]
+    """
+    done = 0
+    waits = False
+    while done < len(things) and not waits:
+        begun, cpu_begun = time.perf_counter(), time.thread_time()
+        results = [read(thing) for thing in things[done : done + _TIMED]]
+        cpu_seconds = time.thread_time() - cpu_begun
+        waited = time.perf_counter() - begun - cpu_seconds
+        waits = waited > cpu_seconds + _LITTLE_S
+        done += len(results)
+        yield from results
+    yield from thread_map(read, things[done:])

@@ -5,11 +5,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from toolkit.system import host_memory, readings
+from toolkit.system import host_memory, read_ahead, readings
 from toolkit.system.read_ahead import loaded_ahead, thread_map
 from toolkit.system.readings import Reading, read_machine
 
@@ -136,6 +137,28 @@ def test_what_is_found_comes_in_the_order_of_the_things(
     assert list(thread_map(lambda number: number**2, range(count), at_once)) == [
         n**2 for n in range(count)
     ]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_small_files_are_read_by_threads_from_where_the_disk_is_waited_for(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = {"perf_counter": 0.0, "thread_time": 0.0}
+    threads = dict[int, bool]()
+
+    def read(number: int) -> int:
+        clock["thread_time"] += 1e-4
+        clock["perf_counter"] += 5e-2 if waits and number == 120 else 1e-4
+        threads[number] = threading.current_thread() is threading.main_thread()
+        return number**2
+
+    clocks = {name: lambda name=name: clock[name] for name in clock}
+    monkeypatch.setattr(read_ahead, "time", SimpleNamespace(**clocks))
+    found = list(read_ahead.map_small_files(read, range(350)))
+    assert found == [number**2 for number in range(350)]
+    assert [number for number, here in sorted(threads.items()) if not here] == list(
+        range(200, 350) if waits else []
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

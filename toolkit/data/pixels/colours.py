@@ -357,7 +357,7 @@ def _of_exif(image: Image.Image) -> Colours:
     """sRGB, unless the tags of TIFF or EXIF say something else. Raises Unread for Adobe
     RGB as cameras mark it (DCF 2.0, JEITA CP-3461), and for other primaries or
     curves."""
-    has_tags = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF")
+    has_tags = "exif" in image.info or image.format == "TIFF"
     # the tags that a camera wrote stay when it is made CMYK
     if not has_tags or image.mode == "CMYK":
         return SRGB

@@ -39,7 +39,7 @@ from toolkit.errors import Diagnostic
 from toolkit.files.unreadable import GIT_LFS, denied, pointer
 from toolkit.files.writing import read_chunks
 from toolkit.system import seeding
-from toolkit.system.read_ahead import thread_map
+from toolkit.system.read_ahead import map_small_files
 
 
 class CaptionError(ValueError):
@@ -144,7 +144,7 @@ def find_captions(
         unread = [
             name for name, text in wanted if name and not text and name not in texts
         ]
-        for name, caption in zip(unread, thread_map(read, unread), strict=True):
+        for name, caption in zip(unread, map_small_files(read, unread), strict=True):
             if isinstance(caption, CaptionError):
                 mistakes.append(Diagnostic((str(caption.path),), caption.reason))
             else:

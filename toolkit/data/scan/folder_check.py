@@ -46,9 +46,9 @@ from toolkit.data.scan.repeats import REPEATS, ask_about, probably_no_repeats
 from toolkit.data.scan.words import usual_word
 from toolkit.errors import DataErrors, Diagnostic
 from toolkit.files.archives import as_given
-from toolkit.system.read_ahead import thread_map
+from toolkit.system.read_ahead import map_small_files, thread_map
 
-READ_WHOLE = 2000
+READ_WHOLE = 500
 """The scan reads up to this number of new images whole. Of more images it reads headers
 and ends; damage in between is then found, and reported for all of them, when the images
 are encoded."""
@@ -155,21 +155,24 @@ def _looked_at(
 ) -> Iterator[tuple[ImageFile, ImageInfo | str]]:
     """Each image that is not known yet, with its facts or its error. Up to READ_WHOLE
     are read whole."""
-    inspect = inspect_image
-    at_once = 16
     unread = [image for image in images if not (image.facts and image.facts.verified)]
-    if len(unread) > READ_WHOLE:
-        inspect = inspect_header
-        at_once = 500
+    are_many = len(unread) > READ_WHOLE
+    if are_many:
         unread = [image for image in images if not image.facts]
 
     def look(image: ImageFile) -> ImageInfo | str:
+        inspect = inspect_header if are_many else inspect_image
         try:
             return image.listing.no_files.get(image.name) or inspect(image.path)
         except ImageError as error:
             return error.reason
 
-    return zip(unread, thread_map(look, unread, at_once), strict=True)
+    looks = (
+        map_small_files(look, unread)
+        if are_many
+        else thread_map(look, unread, at_once=16)
+    )
+    return zip(unread, looks, strict=True)
 
 
 def _note_remarks(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngInfo
 
@@ -638,6 +638,31 @@ def late_metadata() -> bytes:
     said = turned(6).tobytes()[6:]
     whole = ORDINARY["colour.png"]
     return whole[:-12] + chunk(b"eXIf", said) + whole[-12:]
+
+
+def test_a_png_is_checked_by_its_checksums_and_decoded_where_it_may_be_clear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = numpy.random.default_rng(0)
+    noise = rng.integers(256, size=(40, 40, 4), dtype=numpy.uint8)
+    opaque, clear, hurt = (tmp_path / name for name in ("a.png", "b.png", "c.png"))
+    Image.fromarray(noise[..., :3]).save(opaque)
+    Image.fromarray(noise).save(clear)
+    damaged = bytearray(opaque.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    hurt.write_bytes(damaged)
+    decoded = []
+    load = PngImagePlugin.PngImageFile.load
+    monkeypatch.setattr(
+        PngImagePlugin.PngImageFile,
+        "load",
+        lambda image: (decoded.append(image.mode), load(image))[1],
+    )
+    assert all(inspect_image(path).verified for path in (opaque, clear))
+    assert set(decoded) == {"RGBA"}
+    assert inspect_header(hurt).size == (40, 40)
+    with pytest.raises(ImageError, match="broken"):
+        inspect_image(hurt)
 
 
 @pytest.mark.parametrize("name", [*ORDINARY, *UNUSUAL, "late.png"])
