@@ -342,6 +342,7 @@ def tee_output(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        end_status()  # while standard output is that of the status
         for tee in tees:
             tee.close_line()
         is_reported = isinstance(error, UserError | RunError | Interrupted)

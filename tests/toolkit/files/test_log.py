@@ -303,6 +303,19 @@ def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(
     assert "aB3" not in text
 
 
+def test_what_follows_an_error_begins_a_line_below_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(KeyError), tee_output(tmp_path / "log.txt"):
+        StatusLine().update("encoding 2 of 6 images")
+        raise KeyError("a")
+    print("Stopped.")
+    assert terminal.shown() == ["encoding 2 of 6 images", "Stopped.", ""]
+    assert (tmp_path / "log.txt").read_text().startswith("encoding 2 of 6 images\nTr")
+
+
 def test_a_status_line_is_drawn_without_secrets_also_where_it_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
