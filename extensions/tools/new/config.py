@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from extensions.tools.shared.effort import EffortName
 from extensions.tools.shared.examples import (
@@ -28,7 +28,12 @@ from extensions.tools.shared.examples import (
 from extensions.tools.shared.keys import check_folder, check_place
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.commands import command
-from toolkit.config.reading.field_types import PathOrList, PathStr, WritePathStr
+from toolkit.config.reading.field_types import (
+    PathOrList,
+    PathStr,
+    WritePathStr,
+    value_error,
+)
 from toolkit.config.reading.loader import FILE_ENDING, name_like
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
@@ -37,7 +42,7 @@ from toolkit.config.sections.model_files import INDEX, near_id
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, with_schema
 from toolkit.models.families import UnknownFamilyError, family_for, model_bytes
-from toolkit.plan.cards import card_here
+from toolkit.plan.cards import asked_card, card_here
 from toolkit.system.nvidia import (
     ask_nvml,
     least_memory,
@@ -103,7 +108,7 @@ class NewConfig(ToolConfig):
     """Hub id, local folder, or file of a transformer as ComfyUI keeps it
     (docs/models.md). Empty: the model of the example."""
 
-    gpu: int = Field(default=0, ge=0)
+    gpu: int = Field(default=0, ge=0, le=999)
     """Memory of the GPU in GB, such as 24. The least is 4 for Qwen-Image-2.1, 12 for
     Qwen-Image-Layered, and 6 for the others. 0: the memory of this machine's GPU, or 24
     if it has none."""
@@ -114,6 +119,18 @@ class NewConfig(ToolConfig):
 
     output: WritePathStr = ""
     """File to write. Empty: `config/<job_name>.yaml`."""
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _is_no_name(cls, value: Any) -> Any:
+        """Refuses the name of a card, also one that is a number, such as 4090."""
+        with suppress(UserError):
+            card = asked_card(str(value), "gpu")
+            if re.sub(r"\D", "", str(value)) != str(card.memory_gb):
+                raise value_error(
+                    f"{value!r} is the name of a card. Write its GB, {card.memory_gb}."
+                )
+        return value
 
     def path(self) -> Path:
         """`output` as a path."""

@@ -112,6 +112,8 @@ def check_folder(
     if archive_in(path):
         reason = "is a zip file, which jobs read and this tool does not."
         near = "Unpack it."
+    elif folder.is_file():
+        reason, near = "is a file.", f"Give its folder, {str(folder.parent)!r}."
     yield Diagnostic(key, f"{path!r} {reason} {near}".rstrip())
 
 
