@@ -81,6 +81,12 @@ _REMEDIES = (
     _Remedy(
         r"could not find expected ':'",
         "opened",
+        r"^\s*(- +)?\w+:[^\s:]",
+        "no space follows the ':'. Write 'key: value'.",
+    ),
+    _Remedy(
+        r"could not find expected ':'",
+        "opened",
         r"",
         "no ':' follows the key. Write 'key: value'.",
     ),
@@ -134,6 +140,12 @@ _REMEDIES = (
         "here",
         r"",
         "{problem}: no value above is marked '&'. If '*' belongs to the text, put the text in quotes: {quoted}",
+    ),
+    _Remedy(
+        r"",
+        "text",
+        r"^\s*```",
+        "'```' marks code on a page, and is not part of the job. Remove this line.",
     ),
     _Remedy(
         r"",

@@ -159,6 +159,16 @@ def test_what_cannot_be_read_is_one_line_with_its_place(
             "no space follows the ':'. Write 'key: value'.",
         ),
         (
+            "a:\n  c: 1\n  steps:3\n  lr: 1\n",
+            "3:3",
+            "no space follows the ':'. Write 'key: value'.",
+        ),
+        (
+            "```yaml\na: 1\n```\n",
+            "1:1",
+            "'```' marks code on a page, and is not part of the job. Remove this line.",
+        ),
+        (
             "a:\n  -b: x\n    c: 1\n",
             "2:3",
             "'-' and the key are one word. Write a space after '-'.",
