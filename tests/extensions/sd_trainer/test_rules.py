@@ -187,6 +187,10 @@ ROWS: list[tuple[str, ...]] = [
     ("train: {blank_prompt_preservation_multiplier: 2}", "W train.blank_prompt_preservation_multiplier: has no effec"),
     ("train: {diff_output_preservation_class: dog}", "W train.diff_output_preservation_class: has no effect without"),
     # ---------------------------------------- trigger words
+    (
+        "trigger_word: 'zibo '",
+        "W trigger_word: 'zibo ' begins or ends with a space, so that captions with 'zibo' get it twice. Write 'zibo'.",
+    ),
     ("trigger_word: 'No'", "W trigger_word: is read as the word 'No', which is put in front of each caption."),
     ("trigger_word: <trigger>", "W trigger_word: is read as the word '<trigger>'"),
     ("datasets: [{folder_path: ./photos, trigger_word: none}]", "W datasets.0.trigger_word: is read as the word"),

@@ -182,6 +182,9 @@ class DatasetsSection(ProcessConfig):
             if word.lower().strip(" []{}<>()") in NO_TRIGGER:
                 message = f"is read as the word {word!r}, which is put in front of each caption."
                 yield warning(key, f'{message} For no trigger word write "".')
+            elif word != (bare := word.strip()):
+                message = f"{word!r} begins or ends with a space, so that captions with {bare!r} get it twice."
+                yield warning(key, f"{message} Write {bare!r}.")
         for index, dataset in enumerate(self.datasets):
             if dataset.url and not self.reads_streams:
                 yield error(
