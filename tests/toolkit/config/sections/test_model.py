@@ -190,7 +190,7 @@ def test_a_switch_of_another_family_is_refused_when_it_is_on(
     (line,) = faults(f"model: {{name_or_path: ./model, {key}: {value}}}")
     assert (
         line.startswith(f"model.{key}: ")
-        and "only Qwen-Image models, and what is made from them" in line
+        and "the models that it stands for cannot be trained" in line
     )
 
 

@@ -187,7 +187,11 @@ def test_what_is_not_here_is_known_by_its_published_name() -> None:
     for name, family in families.items():
         said = f"{name!r} is another model ({family}), {OURS} {REMEDY}"
         assert model_fault(name, None) == said
-    ours = "qwen/qwen-image-edit", "someone/Qwen-Image", "Qwen/Qwen-Image-2600"
+    ours = (
+        *("qwen/qwen-image-edit", "someone/Qwen-Image", "Qwen/Qwen-Image-2600"),
+        *("Tongyi-MAI/Z-Image-Turob", "krea/Krea-2-Rav"),
+        "black-forest-labs/FLUX.2-klein-4",
+    )
     assert {name: model_fault(name, None) for name in (*published(), *ours)} == (
         dict.fromkeys((*published(), *ours), "")
     )
