@@ -87,6 +87,7 @@ from toolkit.files.writing import (
     write_text,
 )
 from toolkit.memory.estimate import GB
+from toolkit.plan.cards import asked_card
 from toolkit.system.nvidia import TO_TRY, least_memory
 
 NAME = "config.name"
@@ -232,6 +233,14 @@ def _card_here() -> str:
     gpu = round(least_memory() / GB)
     if gpu:
         return str(max((card for card in CARDS if card <= gpu), default=CARDS[0]))
+    return ""
+
+
+def _card_of(job: JobText) -> str:
+    """GB of the card that a plan of the job is for where there is no GPU. Empty: the
+    job names none."""
+    with suppress(UserError):
+        return str(asked_card(_value(job, "card")).memory_gb)
     return ""
 
 
@@ -932,7 +941,7 @@ def _page(
         main=next((each for each in reversed(plan["processes"]) if each["start"]), None)
         if plan
         else None,
-        card_gb=int(editor.card or _card_here() or 0),
+        card_gb=int(editor.card or _card_here() or _card_of(editor.job) or 0),
         memory_parts=_memory_parts,
         card_name=lambda card: re.sub("^an? ", "", card).replace(
             " ", "\N{NO-BREAK SPACE}"

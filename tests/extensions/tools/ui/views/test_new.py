@@ -361,7 +361,7 @@ def test_the_plan_is_drawn_against_cards(client: TestClient, ui: Ui) -> None:
     ]
     text = " ".join(page.form.text.split())
     for part in (
-        "This model needs a GPU with 12 GB or more, and this machine has none.",
+        "This training needs a GPU with 12 GB or more, and this machine has none.",
         "no such device",
         "3 × 40",
         "224×224 1",
@@ -410,6 +410,7 @@ def test_time_and_cost_are_those_of_the_plan(
         "seconds": 7200.0,
         "card": "an RTX 4070",
         "measured": False,
+        "assumed": True,
         "parts": {},
     }
     process = checked.plan["processes"][0]
@@ -1000,7 +1001,9 @@ def test_a_plan_that_needs_a_gpu_offers_the_small_model(client, ui, queued):
     page = Page(client, "/new?dataset=camera")
     assert page.form.fields["card"] == "" and "no GPU here" in page.answer.text
     page.press("check")
-    assert "calculated for the smallest that can do it" in page.form.text
+    text = " ".join(page.form.text.split())
+    assert "on an RTX 4090. An estimate, not measured." in text, "the card of the job"
+    assert "GB of 24 GB at the peak" in text
     # on a small disk there is no room for the model either: that alone is an error
     assert not any("no such device" in error for error in page.errors())
     (calm,) = re.findall('(?s)<div class="calm">.*?</div>', page.answer.text)
