@@ -167,7 +167,7 @@ def test_it_counts_the_queue_and_is_asked_for_alone(
     assert 'data-live="/status"' in page  # by which the page finds it in the answer
     for running, expected in (
         (("maya",), "Queue maya runs 3 waiting"),
-        (("maya", "c"), "Queue 2 run 2 waiting"),
+        (("maya", "c"), "Queue 2 running 2 waiting"),
     ):
         for entry in queue.entries():
             queue.save(
