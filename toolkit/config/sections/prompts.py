@@ -8,6 +8,7 @@ those of musubi-tuner (hv_train_network.py, `line_to_prompt_dict`) and of ai-too
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -33,11 +34,13 @@ def prompts_to_samples(
     if "samples" in entries and entries["samples"].data() != []:
         given.append(entries["samples"])
     if len(given) > 1:
-        diagnostics.error(
-            given[0],
-            f"{str(given[1].path[-1])!r} is given as well. Remove one of them.",
-            at_key=True,
-        )
+        name, remedy = str(given[1].path[-1]), "Remove one of them."
+        flag, key = given[0].flag
+        if flag and isinstance(given[0].value, list):
+            texts = json.dumps(given[0].data(), ensure_ascii=False)
+            meant = f"{key.removesuffix('prompts')}{name}={texts}"
+            remedy = f"Write: {flag} {shlex.quote(meant)}"
+        diagnostics.error(given[0], f"{name!r} is given as well. {remedy}", at_key=True)
     elif given and given[0] is not entries.get("samples"):
         entries["samples"] = _items(given[0], diagnostics)
     elif given and isinstance(given[0].value, list):

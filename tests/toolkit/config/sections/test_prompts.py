@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.toolkit.config.conftest import trainer
+from toolkit.config.reading.changes import read_changes
 from toolkit.config.sections.prompts import split_flags
+from toolkit.errors import ConfigErrors
 
 
 def picture(section, prompt: str, keys: str = ""):
@@ -181,3 +183,16 @@ def test_a_file_of_prompts_that_git_lfs_did_not_download_is_named(
         "sample.prompts: 'prompts.txt' is what Git LFS has in the place of a file that was not downloaded. "
         "Run 'git lfs pull' in its repository, or download the file by itself."
     )
+
+
+def test_prompts_of_a_flag_beside_samples_get_the_flag_that_works(load) -> None:
+    text = trainer("sample: {samples: [{prompt: a cat}]}")
+    with pytest.raises(ConfigErrors) as refused:
+        load(text, changes=read_changes(["sample.prompts=[a dog, 'b, é']"]))
+    said = """Write: --set 'sample.samples=["a dog", "b, é"]'"""
+    assert str(refused.value).endswith(said)
+    (entry,) = load(text, changes=read_changes([said[14:-1]])).processes
+    assert [item.prompt for item in entry.section.sample.sample_items()] == [
+        "a dog",
+        "b, é",
+    ]
