@@ -29,11 +29,10 @@ from extensions.from_scratch.spade import PREFIX, attach_spade, load_spade
 from toolkit.errors import RunError
 from toolkit.files.writing import write_json
 from toolkit.models.from_config import build
+from toolkit.models.imports import without_bitsandbytes
 from toolkit.models.loading import (
-    ASKED_BY,
     STRICTLY,
     WEIGHTS,
-    block_import,
     check_finite,
     check_loaded,
     reading,
@@ -42,7 +41,7 @@ from toolkit.models.qwen_image.loading import expect_one_frame
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.system.seeding import global_generator
 
-with block_import("bitsandbytes", ASKED_BY):
+with without_bitsandbytes():
     from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
         QwenImageCausalConv3d,

@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from diffusers import Krea2Pipeline
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from toolkit.contracts.data import EncodedPrompt, PromptEmbeds
 from toolkit.models.diffusers_model import DiffusersModel
-from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.template import SUFFIX, TEXT_TO_IMAGE
 from toolkit.system.device import to_device
-
-with block_import("bitsandbytes", ASKED_BY):
-    from diffusers import Krea2Pipeline
 
 
 class Krea2Model(DiffusersModel):

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
 import transformers
 from torch import Tensor, nn
@@ -30,10 +31,8 @@ from toolkit.models.folder_family import DiffusersFamily, dynamic_shift
 from toolkit.models.folder_model import FolderModel, RunBlock, call_block
 from toolkit.models.hashes import source_hash, weights_hash
 from toolkit.models.loading import (
-    ASKED_BY,
     NO_CODE,
     STRICTLY,
-    block_import,
     check_block_lists,
     check_finite,
     check_loaded,
@@ -43,12 +42,8 @@ from toolkit.models.loading import (
     reading,
 )
 from toolkit.models.single_file import HEAD
+from toolkit.models.vae_bands import in_bands
 from toolkit.models.vae_files import encoder_hash
-
-with block_import("bitsandbytes", ASKED_BY):
-    import diffusers
-
-    from toolkit.models.vae_bands import in_bands
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -47,6 +47,7 @@ from toolkit.contracts.model import DiffusionModel, ModelFacts, ModelSection
 from toolkit.contracts.network_kinds import ActivationUnits
 from toolkit.errors import UserError
 from toolkit.files.writing import free_space
+from toolkit.models.imports import without_bitsandbytes
 from toolkit.registry import FAMILIES, load_object
 
 if TYPE_CHECKING:
@@ -391,9 +392,9 @@ class ModelFamily(ModelFacts, ABC):
 
     def open(self, options: ModelLoadOptions) -> DiffusionModel:
         """The model in a folder. Its parts are loaded on first use."""
-        model: DiffusionModel = load_object(self.model_class)(
-            options, self.of_folder(options.folder)
-        )
+        with without_bitsandbytes():
+            kind = load_object(self.model_class)
+        model: DiffusionModel = kind(options, self.of_folder(options.folder))
         return model
 
     def of_folder(self, folder: Path) -> ModelFamily:
@@ -422,7 +423,9 @@ class ModelFamily(ModelFacts, ABC):
         class does not take."""
         if not self.network_maker:
             raise UserError(f"a {self.title} cannot be made with random weights yet.")
-        network: nn.Module = load_object(self.network_maker)(folder, arguments)
+        with without_bitsandbytes():
+            make = load_object(self.network_maker)
+        network: nn.Module = make(folder, arguments)
         return network
 
     @abstractmethod

@@ -16,12 +16,10 @@ in its stored precision.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -70,33 +68,6 @@ from toolkit.system import signals
 from toolkit.system.device import is_out_of_memory
 
 logger = logging.getLogger(__name__)
-
-ASKED_BY = "diffusers.utils.import_utils"
-"""The module where diffusers looks up which packages are installed. Its answers are
-variables `_NAME_available`."""
-
-
-@contextmanager
-def block_import(name: str, asked_by: str) -> Iterator[None]:
-    """Inside the block the module `name` cannot be imported, as if it were not
-    installed; afterwards it can.
-
-    A module that is imported already stays. This is for libraries that look once, in
-    the module `asked_by`, for installed packages. Where they have found the package
-    before, nothing is blocked.
-    """
-    if name in sys.modules or getattr(
-        sys.modules.get(asked_by), f"_{name}_available", False
-    ):
-        yield
-        return
-    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # None is "there is no such module"
-    modules[name] = None
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -30,12 +30,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 from toolkit.config.sections.model_files import family_named
 from toolkit.files.run_files import TINY_MODEL
 from toolkit.models import vl_prompts  # noqa: F401 - switches the libraries' progress bars off
-from toolkit.models.loading import ASKED_BY, block_import
+from toolkit.models.imports import without_bitsandbytes
 from toolkit.models.template import IMAGE_PAD
 from toolkit.registry import load_object
 from toolkit.system.seeding import global_generator
 
-with block_import("bitsandbytes", ASKED_BY):
+with without_bitsandbytes():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
 SPECIAL_TOKENS = (

@@ -22,13 +22,13 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.errors import UserError
-from toolkit.models.loading import ASKED_BY, block_import
+from toolkit.models.imports import without_bitsandbytes
 from toolkit.models.qwen_image import forward as qwen
 from toolkit.models.qwen_image.new import rope_axes
 from toolkit.models.qwen_image.sizes import PATCH
 from toolkit.models.qwen_image21 import forward as qwen21
 
-with block_import("bitsandbytes", ASKED_BY):
+with without_bitsandbytes():
     from diffusers import (
         QwenImage21Transformer2DModel,
         QwenImageTransformer2DModel,

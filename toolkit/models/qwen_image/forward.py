@@ -21,18 +21,15 @@ from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from diffusers.models.normalization import RMSNorm
+from diffusers.models.transformers import transformer_qwenimage
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from toolkit.contracts.model import BlockForward, BlockWrapper, project
 from toolkit.models.folder_model import call_block
-from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image.sizes import PATCH
 from toolkit.system.device import to_device
-
-with block_import("bitsandbytes", ASKED_BY):
-    from diffusers.models.normalization import RMSNorm
-    from diffusers.models.transformers import transformer_qwenimage
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel

@@ -13,26 +13,21 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
+    QwenImageCausalConv3d,
+)
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from toolkit.models.encoder_weights import of_wan
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.loading import (
-    ASKED_BY,
-    block_import,
     load_blockwise,
     load_frozen,
 )
 from toolkit.models.qwen_image.forward import with_fused_norms, with_shared_projections
 from toolkit.registry import VAE_ADDITIONS, load_needed
-
-# diffusers would import it only to check that it is installed
-with block_import("bitsandbytes", ASKED_BY):
-    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
-    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
-        QwenImageCausalConv3d,
-    )
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import QwenImageTransformer2DModel
 from torch import nn
 
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.errors import UserError
 from toolkit.models.from_config import build
-from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image.sizes import LATENT_CHANNELS, LATENT_SCALE, PATCH
-
-with block_import("bitsandbytes", ASKED_BY):
-    from diffusers import QwenImageTransformer2DModel
 
 ARGUMENTS = "transformer"
 """Key of the arguments, for messages."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image.family import QwenImageFamily
 from toolkit.models.template import IMAGE_PAD, SUFFIX
 from toolkit.models.tiny import (
@@ -29,9 +29,6 @@ from toolkit.models.tiny import (
     scale_latents,
     smooth_images,
 )
-
-with block_import("bitsandbytes", ASKED_BY):
-    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

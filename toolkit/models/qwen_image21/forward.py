@@ -24,18 +24,15 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor
 from torch.backends import cuda
 from torch.nn.functional import scaled_dot_product_attention
 
 from toolkit.contracts.model import BlockForward, BlockWrapper, project
 from toolkit.models.folder_model import call_block
-from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image.forward import rotate
 from toolkit.system.device import to_device
-
-with block_import("bitsandbytes", ASKED_BY):
-    from diffusers import QwenImage21Transformer2DModel
 
 
 class Layout(NamedTuple):

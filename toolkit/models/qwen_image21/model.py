@@ -14,13 +14,12 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
 
 from toolkit.contracts.data import EncodedPrompt, PromptEmbeds
 from toolkit.models import vl_prompts
 from toolkit.models.layerwise import LayerwiseEncoder
 from toolkit.models.loading import (
-    ASKED_BY,
-    block_import,
     load_blockwise,
     load_frozen,
 )
@@ -35,9 +34,6 @@ from toolkit.models.qwen_image21.forward import (
 )
 from toolkit.models.qwen_model import QwenModel
 from toolkit.system.device import free_memory
-
-with block_import("bitsandbytes", ASKED_BY):
-    from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusers import QwenImage21Transformer2DModel
+
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.errors import UserError
 from toolkit.models.from_config import build
-from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image.new import ARGUMENTS, HEAD_DIM, rope_axes, zero_
 from toolkit.models.qwen_image21.family import FAMILY
-
-with block_import("bitsandbytes", ASKED_BY):
-    from diffusers import QwenImage21Transformer2DModel
 
 
 def new_transformer(

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
 )
 
-from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image21.family import QwenImage21Family
 from toolkit.models.qwen_image21.prompts import REFERENCE, SUFFIX, SYSTEM, USER
 from toolkit.models.template import IMAGE_PAD
@@ -30,9 +30,6 @@ from toolkit.models.tiny import (
     scale_latents,
     smooth_images,
 )
-
-with block_import("bitsandbytes", ASKED_BY):
-    from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
