@@ -156,6 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = exit.run_with_exit_code(leave_parts_out, absent)
         if code != EXIT_DONE:
             return code
+    if message := long_dash(argv):
+        exit.print_error(message)
+        return EXIT_MISTAKE
     if argv[:1] == ["help"] and not is_config("help"):
         argv = [*argv[1:2], "--help"]
     if argv[:1] == ["import"]:
@@ -269,6 +272,21 @@ def is_config(argument: str) -> bool:
     with suppress(UserError):
         return bool(find_config(argument))
     return False
+
+
+def long_dash(argv: Sequence[str]) -> str:
+    """The correction of a flag whose dashes a text editor or a page has made one long
+    dash; empty where there is none.
+
+    >>> print(long_dash(["job.yaml", "\u2013dry-run"]))
+    \u2013dry-run: begins with a long dash. Write --dry-run
+    """
+    for word in argv:
+        flag = re.fullmatch(r"-?[\u2010-\u2015\u2212]-?([a-z][\w-]*)(=.*)?", word)
+        if flag:
+            dashes = "--" if len(flag[1]) > 1 else "-"
+            return f"{word}: begins with a long dash. Write {dashes}{flag[1]}"
+    return ""
 
 
 def other_word(argv: Sequence[str]) -> str:
