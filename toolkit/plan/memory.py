@@ -44,6 +44,9 @@ HOST_GAPS_LARGE, HOST_GAPS_AT_MOST = 0.4, int(0.2 * GB)
 """Share and bytes that gaps do not exceed together: tensors of 32 MB and more are given
 back at once."""
 
+HOST_HELD_AT_MOST = 0.1 * GB
+"""Bytes of freed weights that stay with the process. Measured, see docs/memory.md."""
+
 
 def gaps_on_host(activations: float, level: str = "full") -> float:
     """Bytes that glibc's allocator holds in addition to so many bytes of activations.
@@ -54,6 +57,16 @@ def gaps_on_host(activations: float, level: str = "full") -> float:
     share = HOST_GAPS.get(level, HOST_GAPS_RECOMPUTED)
     most = HOST_GAPS_LARGE * activations + HOST_GAPS_AT_MOST
     return min(share * activations, most)
+
+
+def held_of(freed: float) -> float:
+    """Bytes that glibc's allocator holds of so many that loading has freed: of large
+    layers few.
+
+    >>> held_of(2e9)
+    100000000.0
+    """
+    return min(max(0.0, freed), HOST_HELD_AT_MOST)
 
 
 @dataclass(frozen=True)

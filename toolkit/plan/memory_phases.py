@@ -23,6 +23,7 @@ from toolkit.plan.memory import (
     Part,
     adapter_part,
     gaps_on_host,
+    held_of,
     positive,
 )
 from toolkit.system.host_memory import pinned_bytes
@@ -200,8 +201,8 @@ def step(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
         work |= offloaded(job, choice)
         # glibc holds what loading has freed; activations that are kept lie between the
         # copies of dequantized layers, which leave as much again
-        held = max(0, _being_quantized(job, choice)) * (1 + (choice.level == "none"))
-        work[Part.GAPS] = work.get(Part.GAPS, 0) + held
+        freed = _being_quantized(job, choice) * (1 + (choice.level == "none"))
+        work[Part.GAPS] = work.get(Part.GAPS, 0) + held_of(freed)
     return at_rest(job, choice, optimizer, rows) | work
 
 
@@ -209,13 +210,13 @@ def saving(job: JobBytes, choice: Choice, rows: int) -> Bytes:
     """Bytes on a CPU while the last file and state are copied. glibc holds what
     activations, gradients and quantizing have freed. rows: of the modulation cache."""
     gaps = _gaps(job)
-    freed = job.step.gradients + max(0, _being_quantized(job, choice))
+    held = held_of(_being_quantized(job, choice))
     activations, _ = step_peak(
         job.step, choice.level, partial(gaps, level=choice.level)
     )
     return {
         **at_rest(job, choice, job.training.optimizer, rows),
-        Part.GAPS: gaps(activations, choice.level) + freed,
+        Part.GAPS: gaps(activations, choice.level) + job.step.gradients + held,
         Part.SAVED: job.training.saved,
     }
 
