@@ -45,6 +45,7 @@ OTHERS = {
     "qwen/qwen*-vl*": "a language model",
     "qwen/qwen[0-9]*": "a language model",
     "krea/flux*": "FLUX",
+    "krea/krea-1*": "Krea",
     "black-forest-labs/flux.1*": "FLUX",
     "black-forest-labs/flux.2-dev*": "FLUX",
     "stabilityai/*xl*": "Stable Diffusion XL",
