@@ -1263,7 +1263,7 @@ COMMANDS: dict[str, str] = {
     "new --rank 8": "change 'network.linear' there.",
     "new my_char datasets/robot --steps 2k": "change 'train.steps' there.",
     "new my_char datasets/robot --gpu 24GB": "Write 24.",
-    "new my_char datasets/robot --gpu rtx4090": "Write a whole number, such as 24.",
+    "new my_char datasets/robot --gpu rtx4090": "Write its GB, 24.",
     "new my char datasets/robot": "one with spaces in quotes",
     "new 'my char' datasets/robot": "Write 'my_char'.",
     "new my_char datasets/robot --trigger zibo": "Did you mean '--trigger-word'?",
