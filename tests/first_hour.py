@@ -1234,6 +1234,7 @@ COMMANDS: dict[str, str] = {
     "job.yaml --plan": "Write: run.py JOB.yaml --dry-run",
     "--dry job.yaml": "Write: run.py JOB.yaml --dry-run",
     "--dryrun job.yaml": "Did you mean '--dry-run'?",
+    "job.yaml \u2013-dry-run": "begins with a long dash. Write --dry-run",
     "version": "Write: run.py --version",
     "list": "Write: run.py --help",
     "jbo.yaml": "Did you mean 'job.yaml'?",

@@ -187,7 +187,6 @@ EVIL = "a\x1b[2J\x07\r\x9b1A\u202eb"
             "Write: run.py a.yaml (a job that is run again resumes)",
         ),
         (["version"], "Write: run.py --version"),
-        (["a.yaml", "\u2013-dry-run"], "begins with a long dash. Write --dry-run"),
         (["lint", "x", "\u2014skip=tiny"], "begins with a long dash. Write --skip"),
         (
             ["--dry-run", "lint", "x"],
