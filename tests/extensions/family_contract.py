@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from benchmarks import bench_memory, family_units
+from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter
 from extensions.tools.publish.card import model_card
 from extensions.tools.publish.card import section_of as card_section
 from extensions.tools.shared.examples import all_models, written_job
@@ -434,6 +436,45 @@ def test_a_file_with_the_names_of_the_models_authors_means_the_same(
     assert changes.keys() == wanted.keys()
     for name, change in changes.items():
         at_most(name, relative(change.delta(), wanted[name]), 1e-6)
+
+
+def test_files_are_converted_to_the_names_that_other_programs_have(
+    row: Row, model: Any, plain: Path, tmp_path: Path
+) -> None:
+    """With the same change of each layer, also where a program joins layers."""
+    layers = model.family.every_linear_layer(plain)
+    network = lora_of(model)
+    file = tmp_path / "lora.safetensors"
+    save_network(file, network.export(network.parameters()), "float32", {})
+    given = read_adapter(file, [layers])
+    prefix = SPELLINGS[model.family.lora_spelling].prefix
+    stems = {
+        "comfyui": lambda layer: prefix + layer,
+        "aitk": row.other_names["ai-toolkit"],
+        "musubi": row.other_names["musubi-tuner"],
+    }
+    for program, stem_of in stems.items():
+        tensors = export(given, FORMATS[program])
+        found = {re.split(r"\.(?:lora_|alpha)", key)[0] for key in tensors}
+        assert found == set(map(stem_of, given.changes)), program
+        save_file(tensors, file)
+        again = read_adapter(file, [layers]).changes
+        for name, change in given.changes.items():
+            at_most(
+                f"{program} {name}", relative(again[name].delta(), change.delta()), 1e-6
+            )
+
+
+def test_a_resized_file_is_spelled_as_that_of_a_run(
+    model: Any, plain: Path, tmp_path: Path
+) -> None:
+    network = lora_of(model)
+    spelling = SPELLINGS[model.family.lora_spelling]
+    tensors = spelled(network.export(network.parameters()), spelling)
+    file, resized = tmp_path / "lora.safetensors", tmp_path / "resized.safetensors"
+    save_network(file, tensors, "float32", {})
+    run_tool("resize", [file, resized, "--rank", "2", "--model", plain])
+    assert load_file(resized).keys() == tensors.keys()
 
 
 # ------------------------------------------------------------ whole jobs

@@ -139,11 +139,12 @@ def lora_tensors(
 
 
 def for_every_program(
-    tensors: Mapping[str, Tensor], layers: Iterable[str]
+    tensors: Mapping[str, Tensor], layers: Iterable[str], model: Iterable[str]
 ) -> dict[str, Tensor]:
     """The tensors in the spelling that most programs load. The strength is multiplied
-    into the matrices where nothing is rounded by it, and stays in alpha otherwise."""
-    spelling = spelling_for_layers(layers)
+    into the matrices where nothing is rounded by it, and stays in alpha otherwise.
+    layers: those that are changed. model: all of its layers."""
+    spelling = spelling_for_layers(layers, model)
     folded = spelled(tensors, spelling)
     dtypes = {tensor.dtype for key, tensor in tensors.items() if key.endswith(UP)}
     for dtype in dtypes:
@@ -163,10 +164,11 @@ def write_lowrank(
     changes: Iterable[tuple[str, LayerDelta | Tensor]],
     metadata: Mapping[str, str],
     dtype: torch.dtype,
+    model: Iterable[str],
 ) -> None:
     """Writes the LoRA that is nearest to changes of weights, and reports the error of
     the written file. The changes are given as `LayerDelta` or as whole matrices
-    [O, I]."""
+    [O, I]. model: all of its layers."""
     tensors: dict[str, Tensor] = {}
     ranks: list[int] = []
     layers: list[str] = []
@@ -193,7 +195,8 @@ def write_lowrank(
         tensors |= of_layer
         meant_OI = change.delta() if isinstance(change, LayerDelta) else change
         loss.add(meant_OI, written_OI)
-    write_lora(section.output_path(), for_every_program(tensors, layers), metadata)
+    written = for_every_program(tensors, layers, model)
+    write_lora(section.output_path(), written, metadata)
     of_ranks = f"rank {max(ranks, default=0)}"
     if len(set(ranks)) > 1:
         of_ranks = f"ranks {min(ranks)} to {max(ranks)}"

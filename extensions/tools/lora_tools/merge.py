@@ -253,7 +253,8 @@ class MergeProcess(BaseExtensionProcess):
         if model and not models:
             metadata[BASE_MODEL] = model
         output = section.output_path()
-        write_lora(output, for_every_program(tensors, outputs), metadata)
+        written = for_every_program(tensors, outputs, files[0][0].layers)
+        write_lora(output, written, metadata)
         logger.info(
             f"{output}: {len(files)} files in {len(outputs)} layers, {named(dtype)}; {self._loss}"
         )

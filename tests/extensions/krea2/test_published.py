@@ -74,7 +74,7 @@ def test_publish_writes_a_notice_and_warns_of_the_name_and_the_text(
     [
         ("aitk", "diffusion_model.blocks.0.attn.gate"),
         ("musubi", "lora_unet_blocks_0_attn_gate"),
-        ("comfyui", "diffusion_model.transformer_blocks.0.attn.to_gate"),
+        ("comfyui", "transformer.transformer_blocks.0.attn.to_gate"),
         ("diffusers", "transformer.transformer_blocks.0.attn.to_gate"),
     ],
 )
