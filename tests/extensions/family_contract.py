@@ -12,7 +12,9 @@ A family has a test file that imports all of this, and a fixture `row`:
 
 from __future__ import annotations
 
+import ast
 import copy
+import inspect
 import json
 import re
 import shutil
@@ -75,6 +77,7 @@ from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.batches.dataloader import BatchLoader
 from toolkit.data.batches.latent_cache import ItemEncoder
+from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.estimate import step_peak
@@ -477,6 +480,28 @@ def test_a_resized_file_is_spelled_as_that_of_a_run(
     assert load_file(resized).keys() == tensors.keys()
 
 
+def test_no_file_for_comfyui_is_written_with_names_of_two_programs(
+    model: Any, plain: Path, section: dict[str, Any], tmp_path: Path
+) -> None:
+    """Where the names of the layers there are all that is known."""
+    if not model.family.layer_names:
+        pytest.skip("ComfyUI has the names of diffusers")
+    section |= {"network": {"type": "full"}, "sample": None}
+    section["save"]["layout"] = "single_file"
+    config = {"name": "job", "process": [section]}
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"job": "extension", "config": config}))
+    with pytest.raises(
+        ConfigErrors, match=r"save\.layout: no single file is made of a"
+    ):
+        load_job(job, discover().find_config)
+    network = lora_of(model)
+    file, output = tmp_path / "lora.safetensors", tmp_path / "merged.safetensors"
+    save_network(file, network.export(network.parameters()), "float32", {})
+    with pytest.raises(UserError, match=r"output: no single file .* Give a folder: "):
+        run_tool("merge", ["--base", plain, "--lora", file, "--output", output])
+
+
 # ------------------------------------------------------------ whole jobs
 
 
@@ -690,6 +715,9 @@ def test_the_tools_know_the_family(
     )
     assert row.pipeline.__name__ in card
     assert "Qwen-Image" not in told + card
+    (call,) = re.findall(r"images = (pipe\(.*\))\.images", card)
+    arguments = {one.arg for one in ast.parse(call, mode="eval").body.keywords}
+    assert arguments <= inspect.signature(row.pipeline.__call__).parameters.keys()
 
 
 # ------------------------------------------------------------ compiled, and on a device

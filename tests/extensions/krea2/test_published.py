@@ -66,7 +66,16 @@ def test_publish_writes_a_notice_and_warns_of_the_name_and_the_text(
     assert Path("preview/LICENSE.pdf").exists() == (not missing)
     card = Path("preview/README.md").read_text()
     assert "license_name: krea-2-community-license" in card and "****" not in card
-    assert f"\n{NOTICE}" in card and 'negative_prompt=""' in card
+    assert f"\n{NOTICE}" in card
+
+
+def test_the_card_of_the_turbo_has_its_steps_and_no_guidance(run: Path) -> None:
+    """The defaults of the pipeline are those of Raw."""
+    index = run.parents[1] / "model" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"is_distilled": True}))
+    run_tool("publish", [run, "--repo", "me/krea-mine", "--preview", "preview"])
+    card = Path("preview/README.md").read_text()
+    assert "num_inference_steps=8, guidance_scale=0.0).images" in card
 
 
 @pytest.mark.parametrize(
