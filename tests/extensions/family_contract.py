@@ -455,6 +455,7 @@ def test_files_are_converted_to_the_names_that_other_programs_have(
         "comfyui": lambda layer: prefix + layer,
         "aitk": row.other_names["ai-toolkit"],
         "musubi": row.other_names["musubi-tuner"],
+        "kohya": row.other_names["musubi-tuner"],
     }
     for program, stem_of in stems.items():
         tensors = export(given, FORMATS[program])

@@ -220,6 +220,7 @@ FORMATS: dict[str, Format] = {
         down_up=_DOWN_UP,
         column_magnitude=".dora_scale",
         row_magnitude=".dora_scale",
+        has_authors_names=True,
     ),
     "musubi": Format(
         "musubi-tuner",
