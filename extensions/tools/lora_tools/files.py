@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from extensions.tools.lora_tools.lora_export import AdapterFile, read_adapter
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import is_own_file
+from toolkit.files.safetensors_io import is_own_file, read_metadata
 from toolkit.files.writing import require_own
-from toolkit.models.families import family_for, published_families
+from toolkit.models.adapter_origin import named_families
+from toolkit.models.families import ModelFamily, family_for, published_families
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.spelling import EXPORTED_PREFIX, UP, spelled, spelling_for_layers
@@ -39,16 +41,19 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
     """Reads a LoRA file. Raises UserError as `read_adapter` does.
 
     model: the folder of its model; None: layers of any size with the names of the
-    published models, or of the model that the file or its run names. any_model: layers
-    of other names are accepted too.
+    published models, first of the one in its metadata, or of the model that the file or
+    its run names. any_model: layers of other names are accepted too.
     """
     path = Path(file).expanduser()
     if model is not None:
         family = family_for(ModelConfig(name_or_path=str(model)))
         return read_adapter(path, [family.every_linear_layer(model)])
+    named: list[ModelFamily] = []
+    with suppress(UserError, OSError, ValueError):  # `read_adapter` says what is wrong
+        named = named_families(read_metadata(path))
     layers = [
         list(family.every_linear_layer(Path(next(iter(family.published)))))
-        for family in published_families()
+        for family in (*named, *published_families())
     ]
     try:
         return read_adapter(path, layers, any_model)

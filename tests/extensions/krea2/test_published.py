@@ -103,6 +103,20 @@ def test_convert_writes_the_names_that_a_program_has_for_the_layers(
         assert pipeline.transformer.transformer_blocks[0].attn.to_gate.lora_A
 
 
+def test_a_file_whose_layers_qwen_image_has_too_is_of_the_model_it_names(
+    tmp_path: Path,
+) -> None:
+    stem = "transformer.transformer_blocks.0.attn.to_q"
+    given, written = tmp_path / "given.safetensors", tmp_path / "written.safetensors"
+    tensors = {
+        f"{stem}.lora_A.weight": torch.ones(4, 6144),
+        f"{stem}.lora_B.weight": torch.ones(6144, 4),
+    }
+    save_file(tensors, given, {"modelspec.architecture": "Krea-2/lora"})
+    run_tool("resize", [given, written, "--rank", "1"])
+    assert load_file(written).keys() == tensors.keys()
+
+
 def test_the_plan_tells_what_the_licence_asks(run: Path) -> None:
     plan = plan_job(load_job(run / "config.yaml", discover().find_config)).render()
     assert (
