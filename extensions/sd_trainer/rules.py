@@ -39,6 +39,7 @@ from toolkit.models.families import (
     single_file_faults,
     unlike_distilled,
 )
+from toolkit.models.single_file import unwritten
 from toolkit.optim.optimizer_args import ELEMENTWISE, HIGHEST_LR, requires_single_lr
 from toolkit.optim.schedules import SCHEDULES, remarks
 from toolkit.system.distributed_env import read_distributed_env
@@ -764,3 +765,6 @@ def _files(s: DiffusionSection) -> Findings:
             "save.mem_eff_save",
             "writes model folders. Remove it, or 'layout: single_file'.",
         )
+    elif save.layout == "single_file" and (family := _family(s)):
+        if fault := unwritten(family):
+            yield error("save.layout", f"{fault} Remove it: folders are written.")

@@ -12,8 +12,11 @@ A family has a test file that imports all of this, and a fixture `row`:
 
 from __future__ import annotations
 
+import ast
 import copy
+import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +34,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from benchmarks import bench_memory, family_units
+from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter
 from extensions.tools.publish.card import model_card
 from extensions.tools.publish.card import section_of as card_section
 from extensions.tools.shared.examples import all_models, written_job
@@ -73,6 +77,7 @@ from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.batches.dataloader import BatchLoader
 from toolkit.data.batches.latent_cache import ItemEncoder
+from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.estimate import step_peak
@@ -436,6 +441,68 @@ def test_a_file_with_the_names_of_the_models_authors_means_the_same(
         at_most(name, relative(change.delta(), wanted[name]), 1e-6)
 
 
+def test_files_are_converted_to_the_names_that_other_programs_have(
+    row: Row, model: Any, plain: Path, tmp_path: Path
+) -> None:
+    """With the same change of each layer, also where a program joins layers."""
+    layers = model.family.every_linear_layer(plain)
+    network = lora_of(model)
+    file = tmp_path / "lora.safetensors"
+    save_network(file, network.export(network.parameters()), "float32", {})
+    given = read_adapter(file, [layers])
+    prefix = SPELLINGS[model.family.lora_spelling].prefix
+    stems = {
+        "comfyui": lambda layer: prefix + layer,
+        "aitk": row.other_names["ai-toolkit"],
+        "musubi": row.other_names["musubi-tuner"],
+        "kohya": row.other_names["musubi-tuner"],
+    }
+    for program, stem_of in stems.items():
+        tensors = export(given, FORMATS[program])
+        found = {re.split(r"\.(?:lora_|alpha)", key)[0] for key in tensors}
+        assert found == set(map(stem_of, given.changes)), program
+        save_file(tensors, file)
+        again = read_adapter(file, [layers]).changes
+        for name, change in given.changes.items():
+            at_most(
+                f"{program} {name}", relative(again[name].delta(), change.delta()), 1e-6
+            )
+
+
+def test_a_resized_file_is_spelled_as_that_of_a_run(
+    model: Any, plain: Path, tmp_path: Path
+) -> None:
+    network = lora_of(model)
+    spelling = SPELLINGS[model.family.lora_spelling]
+    tensors = spelled(network.export(network.parameters()), spelling)
+    file, resized = tmp_path / "lora.safetensors", tmp_path / "resized.safetensors"
+    save_network(file, tensors, "float32", {})
+    run_tool("resize", [file, resized, "--rank", "2", "--model", plain])
+    assert load_file(resized).keys() == tensors.keys()
+
+
+def test_no_file_for_comfyui_is_written_with_names_of_two_programs(
+    model: Any, plain: Path, section: dict[str, Any], tmp_path: Path
+) -> None:
+    """Where the names of the layers there are all that is known."""
+    if not model.family.layer_names:
+        pytest.skip("ComfyUI has the names of diffusers")
+    section |= {"network": {"type": "full"}, "sample": None}
+    section["save"]["layout"] = "single_file"
+    config = {"name": "job", "process": [section]}
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"job": "extension", "config": config}))
+    with pytest.raises(
+        ConfigErrors, match=r"save\.layout: no single file is made of a"
+    ):
+        load_job(job, discover().find_config)
+    network = lora_of(model)
+    file, output = tmp_path / "lora.safetensors", tmp_path / "merged.safetensors"
+    save_network(file, network.export(network.parameters()), "float32", {})
+    with pytest.raises(UserError, match=r"output: no single file .* Give a folder: "):
+        run_tool("merge", ["--base", plain, "--lora", file, "--output", output])
+
+
 # ------------------------------------------------------------ whole jobs
 
 
@@ -649,6 +716,9 @@ def test_the_tools_know_the_family(
     )
     assert row.pipeline.__name__ in card
     assert "Qwen-Image" not in told + card
+    (call,) = re.findall(r"images = (pipe\(.*\))\.images", card)
+    arguments = {one.arg for one in ast.parse(call, mode="eval").body.keywords}
+    assert arguments <= inspect.signature(row.pipeline.__call__).parameters.keys()
 
 
 # ------------------------------------------------------------ compiled, and on a device

@@ -33,7 +33,7 @@ def sigmas(
     >>> sigmas(4, mu=0.0, terminal=None)
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
     """
-    even = np.array(levels) if levels else np.linspace(1.0, 1 / steps, steps)
+    even = np.array(levels) if levels else evenly(steps)
     shifted = math.exp(mu) / (math.exp(mu) + (1 / even.astype(np.float32) - 1))
     if terminal is not None and shifted[-1] < 1:
         below_one = 1 - shifted
@@ -41,16 +41,29 @@ def sigmas(
     return torch.from_numpy(np.append(shifted, 0.0).astype(np.float32))
 
 
+def evenly(steps: int) -> np.ndarray:
+    """Levels before the shift, as far from each other as the last one is from 0.
+
+    >>> evenly(4).tolist()
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    return np.linspace(1.0, 1 / steps, steps)
+
+
 def resampled(levels: Sequence[float], steps: int) -> tuple[float, ...]:
     """A grid of noise levels for another number of steps: interpolated over its index,
-    so that the first and the last level stay; for one step the first. An empty grid
-    stays empty.
+    so that the first and the last level stay; for one step the first. An even grid
+    stays even down to 0, as diffusers' pipelines make it, and an empty one empty.
 
-    >>> resampled([1.0, 0.5], 3)
-    (1.0, 0.75, 0.5)
+    >>> resampled([1.0, 0.6], 3)
+    (1.0, 0.8, 0.6)
+    >>> resampled([1.0, 0.5], 4)
+    (1.0, 0.75, 0.5, 0.25)
     """
     if not levels:
         return ()
+    if np.allclose(levels, evenly(len(levels))):
+        return tuple(evenly(steps).tolist())
     places = np.linspace(0, len(levels) - 1, steps)
     return tuple(np.interp(places, range(len(levels)), levels).tolist())
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.sections.model_files import is_decoder_only, lora_words
-from toolkit.contracts.model import ROWS_OF
+from toolkit.contracts.model import ROWS_OF, ModelFacts
 from toolkit.files.safetensors_io import MAGIC, METADATA, read_header, tensor_shapes
 from toolkit.files.writing import open_regular
 from toolkit.models.encoder_weights import is_of_decoder, of_wan
@@ -50,6 +50,14 @@ def markers_of(title: str) -> list[str]:
     ['__index_timestep_zero__']
     """
     return [name for name, of_title in MARKERS.items() if of_title == title]
+
+
+def unwritten(family: ModelFacts) -> str:
+    """Why no file for ComfyUI is made of a model of this family; empty: one is. Of its
+    tensors only the layers are known by their names there (`layer_names`)."""
+    if not family.layer_names:
+        return ""
+    return f"no single file is made of a {family.title}, whose tensors have other names in ComfyUI."
 
 
 SHARD = re.compile(r"(?P<stem>.+)-(\d{5})-of-(?P<count>\d{5})\.safetensors")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from toolkit.config.sections.model_files import family_with
 from toolkit.contracts.model import ROWS_OF
 
 EXPORTED_PREFIX = "diffusion_model."
@@ -80,14 +81,20 @@ SPELLINGS = {spelling.name: spelling for spelling in (STORED, FOLDED, BARE, DIFF
 (`ModelFacts.lora_spelling`)."""
 
 
-def spelling_for_layers(layers: Iterable[str]) -> Spelling:
+def spelling_for_layers(layers: Iterable[str], model: Iterable[str] = ()) -> Spelling:
     """The spelling for a file whose model is known only by its layers.
+
+    layers: those that the file changes. model: all layers of the model, where they are
+    known, by which the models of `DIFFUSERS` are found.
 
     >>> spelling_for_layers(["transformer_blocks.0.attn.to_q"]).name
     'alpha_folded'
     """
     halves = tuple(f".{part}" for parts in ROWS_OF.values() for part in parts)
-    return BARE if any(layer.endswith(halves) for layer in layers) else FOLDED
+    if any(layer.endswith(halves) for layer in layers):
+        return BARE
+    family = family_with(model)
+    return SPELLINGS[family.lora_spelling] if family else FOLDED
 
 
 def spelled(tensors: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tensor]:

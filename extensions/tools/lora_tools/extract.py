@@ -74,7 +74,7 @@ class ExtractProcess(BaseExtensionProcess):
                 BASE_MODEL: public,
             }
             changes = ((weights[name], change_of(name)) for name in in_files)
-            write_lowrank(section, _that_differ(changes), metadata, dtype)
+            write_lowrank(section, _that_differ(changes), metadata, dtype, layers)
             others = sum(
                 change_of(name) is not None for name in before.names - weights.keys()
             )

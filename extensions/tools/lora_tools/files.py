@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from extensions.tools.lora_tools.lora_export import AdapterFile, read_adapter
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import is_own_file
+from toolkit.files.safetensors_io import is_own_file, read_metadata
 from toolkit.files.writing import require_own
-from toolkit.models.families import family_for, published_families
+from toolkit.models.adapter_origin import named_families
+from toolkit.models.families import ModelFamily, family_for, published_families
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.spelling import EXPORTED_PREFIX, UP, spelled, spelling_for_layers
@@ -39,16 +41,19 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
     """Reads a LoRA file. Raises UserError as `read_adapter` does.
 
     model: the folder of its model; None: layers of any size with the names of the
-    published models, or of the model that the file or its run names. any_model: layers
-    of other names are accepted too.
+    published models, first of the one in its metadata, or of the model that the file or
+    its run names. any_model: layers of other names are accepted too.
     """
     path = Path(file).expanduser()
     if model is not None:
         family = family_for(ModelConfig(name_or_path=str(model)))
         return read_adapter(path, [family.every_linear_layer(model)])
+    named: list[ModelFamily] = []
+    with suppress(UserError, OSError, ValueError):  # `read_adapter` says what is wrong
+        named = named_families(read_metadata(path))
     layers = [
         list(family.every_linear_layer(Path(next(iter(family.published)))))
-        for family in published_families()
+        for family in (*named, *published_families())
     ]
     try:
         return read_adapter(path, layers, any_model)
@@ -139,11 +144,12 @@ def lora_tensors(
 
 
 def for_every_program(
-    tensors: Mapping[str, Tensor], layers: Iterable[str]
+    tensors: Mapping[str, Tensor], layers: Iterable[str], model: Iterable[str]
 ) -> dict[str, Tensor]:
     """The tensors in the spelling that most programs load. The strength is multiplied
-    into the matrices where nothing is rounded by it, and stays in alpha otherwise."""
-    spelling = spelling_for_layers(layers)
+    into the matrices where nothing is rounded by it, and stays in alpha otherwise.
+    layers: those that are changed. model: all of its layers."""
+    spelling = spelling_for_layers(layers, model)
     folded = spelled(tensors, spelling)
     dtypes = {tensor.dtype for key, tensor in tensors.items() if key.endswith(UP)}
     for dtype in dtypes:
@@ -163,10 +169,11 @@ def write_lowrank(
     changes: Iterable[tuple[str, LayerDelta | Tensor]],
     metadata: Mapping[str, str],
     dtype: torch.dtype,
+    model: Iterable[str],
 ) -> None:
     """Writes the LoRA that is nearest to changes of weights, and reports the error of
     the written file. The changes are given as `LayerDelta` or as whole matrices
-    [O, I]."""
+    [O, I]. model: all of its layers."""
     tensors: dict[str, Tensor] = {}
     ranks: list[int] = []
     layers: list[str] = []
@@ -193,7 +200,8 @@ def write_lowrank(
         tensors |= of_layer
         meant_OI = change.delta() if isinstance(change, LayerDelta) else change
         loss.add(meant_OI, written_OI)
-    write_lora(section.output_path(), for_every_program(tensors, layers), metadata)
+    written = for_every_program(tensors, layers, model)
+    write_lora(section.output_path(), written, metadata)
     of_ranks = f"rank {max(ranks, default=0)}"
     if len(set(ranks)) > 1:
         of_ranks = f"ranks {min(ranks)} to {max(ranks)}"

@@ -14,7 +14,7 @@ Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from toolkit.networks.lora_formats import (
     read_tensors,
 )
 from toolkit.networks.multiplied import TITLES
-from toolkit.networks.spelling import BARE, spelling_for_layers
+from toolkit.networks.spelling import DIFFUSERS, spelling_for_layers
 
 Layers = Mapping[str, tuple[int, int]] | Collection[str]
 """Full module name -> (inputs, outputs); names alone: layers of any size."""
@@ -143,8 +143,9 @@ class Format:
     row_magnitude: str = ""
     """Key of a DoRA's norms of output rows [O, 1]."""
 
-    prefix_of_halves: str | None = None
-    """The prefix for a model whose layers ComfyUI fuses, where it is another one."""
+    has_own_prefix: bool = False
+    """Whether the prefix is that of the model's own spelling, by which ComfyUI finds
+    all layers."""
 
     is_fused: bool = False
     """Whether layers that are one layer in ComfyUI's weights (`lora_formats.ROWS_OF`)
@@ -157,14 +158,30 @@ class Format:
     """The norms are written as [O]."""
 
     has_authors_names: bool = False
-    """Whether layers have the names of the model's authors, where these are names of
-    single layers (`ModelFacts.layer_names`)."""
+    """Whether layers have the names of the model's authors (`ModelFacts.layer_names`),
+    and are joined as these are, where diffusers names them otherwise (`DIFFUSERS`)."""
 
-    def for_layers(self, layers: Iterable[str]) -> Format:
-        """The form with the prefix for a model of these layers."""
-        if self.prefix_of_halves is None or spelling_for_layers(layers) is not BARE:
+    def for_file(self, file: AdapterFile) -> Format:
+        """The form with the prefix for the model of a file."""
+        if not self.has_own_prefix:
             return self
-        return replace(self, prefix=self.prefix_of_halves)
+        spelling = spelling_for_layers(file.changes, file.layers)
+        return replace(self, prefix=spelling.prefix)
+
+    def wholes(self, file: AdapterFile) -> dict[str, tuple[str, ...]]:
+        """Layer of the program's model -> the layers of ours that it consists of, where
+        it has another name and the file changes any."""
+        wholes: dict[str, tuple[str, ...]] = {}
+        if self.is_fused:
+            wholes = fused_layers(file.layers)
+        elif self.has_authors_names:
+            # Elsewhere these programs train the layers of diffusers.
+            if spelling_for_layers((), file.layers) is DIFFUSERS:
+                wholes = named_elsewhere(file.layers)
+        changed = file.changes.keys()
+        return {
+            w: parts for w, parts in wholes.items() if not changed.isdisjoint(parts)
+        }
 
     def stem(self, module: str) -> str:
         """The beginning of the keys of a module."""
@@ -179,10 +196,10 @@ FORMATS: dict[str, Format] = {
         "diffusion_model.",
         column_magnitude=".dora_scale",
         bias=".diff_b",
-        prefix_of_halves="",
+        has_own_prefix=True,
     ),
     "comfyui-fused": Format(
-        "ComfyUI's fused layers",
+        "ComfyUI with fused layers",
         "diffusion_model.",
         column_magnitude=".dora_scale",
         bias=".diff_b",
@@ -203,6 +220,7 @@ FORMATS: dict[str, Format] = {
         down_up=_DOWN_UP,
         column_magnitude=".dora_scale",
         row_magnitude=".dora_scale",
+        has_authors_names=True,
     ),
     "musubi": Format(
         "musubi-tuner",
@@ -235,12 +253,13 @@ def why_not_exported(file: AdapterFile, target: Format) -> list[str]:
             reasons[f"{target.title} does not read {norms} as it is meant"] = None
         if change.bias is not None and not target.bias:
             reasons[f"{target.title} does not read changes of biases"] = None
-    for parts in fused_layers(file.changes).values() if target.is_fused else ():
+    for parts in target.wholes(file).values():
         there = (file.changes[part] for part in parts if part in file.changes)
         kinds = sorted(set(map(kind_of, there)))
-        if kinds not in (["lora"], ["loha"]):
+        if len(parts) > 1 and kinds not in (["lora"], ["loha"]):
             named = " and ".join(_TITLES[kind] for kind in kinds)
-            reasons[f"{target.title} cannot be written of {named}"] = None
+            joined = f"{target.title} joins layers, which cannot be written of {named}"
+            reasons[joined] = None
     return list(reasons)
 
 
@@ -265,11 +284,10 @@ def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
         raise UserError(
             f"{file.path}: {'; '.join(reasons)}. Merge it into the model, or extract a LoRA of it."
         )
-    target = target.for_layers(file.changes)
-    changes = _fused(file.changes) if target.is_fused else file.changes
-    renamed = _authors_names(file.layers) if target.has_authors_names else {}
+    target = target.for_file(file)
+    changes = _joined(file.changes, target.wholes(file))
     tensors = {
-        target.stem(renamed.get(module, module)) + suffix: tensor.contiguous()
+        target.stem(module) + suffix: tensor.contiguous()
         for module, change in changes.items()
         for suffix, tensor in _written(change, target).items()
     }
@@ -279,21 +297,17 @@ def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
     return tensors | (rounded if fits else exact)
 
 
-def _authors_names(layers: Layers) -> dict[str, str]:
-    """Layer -> its name with the model's authors; empty where they join layers: other
-    programs then train those of diffusers."""
-    elsewhere = named_elsewhere(layers)
-    if any(len(parts) > 1 for parts in elsewhere.values()):
-        return {}
-    return {part: name for name, (part,) in elsewhere.items()}
-
-
-def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
+def _joined(
+    changes: Mapping[str, LayerDelta], wholes: Mapping[str, Sequence[str]]
+) -> dict[str, LayerDelta]:
     """The changes with layers in parts joined to one, exactly. Columns of the left
     factor are multiplied only with rows of the right factor of the same part, so that
     ranks add up. A part that is not changed has no rank."""
     joined = dict(changes)
-    for whole, parts in fused_layers(changes).items():
+    for whole, parts in wholes.items():
+        if len(parts) == 1:
+            joined[whole] = joined.pop(parts[0])
+            continue
         first = next(changes[part] for part in parts if part in changes)
         scale = first.scale or 1.0
         empty = LayerDelta({name: _no_rank(first, name) for name in first.parts}, 0.0)

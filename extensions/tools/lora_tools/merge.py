@@ -40,7 +40,13 @@ from toolkit.files.writing import atomic_write_dir
 from toolkit.models.families import family_for
 from toolkit.models.loading import ShardReader
 from toolkit.models.parts import place_file, place_parts
-from toolkit.models.single_file import MARKERS, markers_of, shapes_of, without_prefix
+from toolkit.models.single_file import (
+    MARKERS,
+    markers_of,
+    shapes_of,
+    unwritten,
+    without_prefix,
+)
 from toolkit.networks.lora_formats import NO_BIAS, LayerDelta, in_one, read_tensors
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.spelling import EXPORTED_PREFIX
@@ -109,6 +115,11 @@ class MergeProcess(BaseExtensionProcess):
         written one after the other."""
         output = self.section.output_path()
         family = family_for(ModelConfig(name_or_path=str(base)))
+        fault = unwritten(family)
+        if fault and not self.section.writes_folder():
+            raise UserError(
+                f"output: {fault} Give a folder: '{output.with_suffix('')}'."
+            )
         part = base / family.trained_part
         shards = weight_files(part)
         changes = _changes(files)
@@ -253,7 +264,8 @@ class MergeProcess(BaseExtensionProcess):
         if model and not models:
             metadata[BASE_MODEL] = model
         output = section.output_path()
-        write_lora(output, for_every_program(tensors, outputs), metadata)
+        written = for_every_program(tensors, outputs, files[0][0].layers)
+        write_lora(output, written, metadata)
         logger.info(
             f"{output}: {len(files)} files in {len(outputs)} layers, {named(dtype)}; {self._loss}"
         )

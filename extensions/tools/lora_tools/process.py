@@ -100,7 +100,7 @@ class ResizeProcess(BaseExtensionProcess):
         kept = kept_metadata(file)
         metadata = {key: kept[key] for key in kept if not OF_THE_KIND.match(key)}
         dtype = number_type(section.dtype, [file.dtype])
-        write_lowrank(section, file.changes.items(), metadata, dtype)
+        write_lowrank(section, file.changes.items(), metadata, dtype, file.layers)
 
 
 class PostHocEmaProcess(BaseExtensionProcess):

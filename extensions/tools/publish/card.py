@@ -68,8 +68,19 @@ def model_card(
             **{"pipeline": pipeline, "attributes": attributes},
             "makes_edits": makes_edits,
             "prompt": next(prompts, section.trigger_word or "what to generate"),
+            "options": _options(family),
         }
     return _environment().get_template("card.md.j2").render(values)
+
+
+def _options(family: ModelFamily) -> dict[str, Any]:
+    """Arguments of the pipeline whose defaults are not those of the model. An empty
+    negative prompt is a default; FLUX.2 [klein]'s pipeline takes no other."""
+    if family.empty_negative:
+        return {"negative_prompt": family.empty_negative}
+    if family.sample_sigmas:
+        return {"num_inference_steps": family.sample_steps, "guidance_scale": 0.0}
+    return {}
 
 
 def _environment() -> Environment:

@@ -66,7 +66,16 @@ def test_publish_writes_a_notice_and_warns_of_the_name_and_the_text(
     assert Path("preview/LICENSE.pdf").exists() == (not missing)
     card = Path("preview/README.md").read_text()
     assert "license_name: krea-2-community-license" in card and "****" not in card
-    assert f"\n{NOTICE}" in card and 'negative_prompt=""' in card
+    assert f"\n{NOTICE}" in card
+
+
+def test_the_card_of_the_turbo_has_its_steps_and_no_guidance(run: Path) -> None:
+    """The defaults of the pipeline are those of Raw."""
+    index = run.parents[1] / "model" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"is_distilled": True}))
+    run_tool("publish", [run, "--repo", "me/krea-mine", "--preview", "preview"])
+    card = Path("preview/README.md").read_text()
+    assert "num_inference_steps=8, guidance_scale=0.0).images" in card
 
 
 @pytest.mark.parametrize(
@@ -74,7 +83,7 @@ def test_publish_writes_a_notice_and_warns_of_the_name_and_the_text(
     [
         ("aitk", "diffusion_model.blocks.0.attn.gate"),
         ("musubi", "lora_unet_blocks_0_attn_gate"),
-        ("comfyui", "diffusion_model.transformer_blocks.0.attn.to_gate"),
+        ("comfyui", "transformer.transformer_blocks.0.attn.to_gate"),
         ("diffusers", "transformer.transformer_blocks.0.attn.to_gate"),
     ],
 )
@@ -92,6 +101,20 @@ def test_convert_writes_the_names_that_a_program_has_for_the_layers(
         pipeline = Krea2Pipeline.from_pretrained(run.parents[1] / "model")
         pipeline.load_lora_weights("other.safetensors")
         assert pipeline.transformer.transformer_blocks[0].attn.to_gate.lora_A
+
+
+def test_a_file_whose_layers_qwen_image_has_too_is_of_the_model_it_names(
+    tmp_path: Path,
+) -> None:
+    stem = "transformer.transformer_blocks.0.attn.to_q"
+    given, written = tmp_path / "given.safetensors", tmp_path / "written.safetensors"
+    tensors = {
+        f"{stem}.lora_A.weight": torch.ones(4, 6144),
+        f"{stem}.lora_B.weight": torch.ones(6144, 4),
+    }
+    save_file(tensors, given, {"modelspec.architecture": "Krea-2/lora"})
+    run_tool("resize", [given, written, "--rank", "1"])
+    assert load_file(written).keys() == tensors.keys()
 
 
 def test_the_plan_tells_what_the_licence_asks(run: Path) -> None:

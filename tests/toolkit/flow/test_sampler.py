@@ -43,6 +43,14 @@ def test_a_grid_is_resampled_over_its_index_between_the_same_ends() -> None:
     )
 
 
+def test_an_even_grid_is_resampled_as_the_pipelines_of_distilled_models_do() -> None:
+    """Source: diffusers 0.42.1, pipeline_z_image.py, `get_default_z_image_sigmas`."""
+    even = torch.linspace(1, 1 / 8, 8).tolist()
+    for steps in (1, 4, 8, 9, 20):
+        wanted = torch.linspace(1, 1 / steps, steps).tolist()
+        assert resampled(even, steps) == pytest.approx(wanted)
+
+
 def test_a_constant_velocity_is_followed_exactly() -> None:
     noise_BCHW = torch.randn((2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
     image_BCHW = torch.full_like(noise_BCHW, 0.25)

@@ -119,8 +119,19 @@ def family_named(arch: str) -> ModelFacts:
 def named_elsewhere(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Names that the layers of a model have in other programs -> the layers. The model
     is of the family all of whose `layer_names` it has; empty: of none."""
+    return _named_elsewhere(layers)[1]
+
+
+def family_with(layers: Iterable[str]) -> ModelFacts | None:
+    """The family all of whose `layer_names` a model with these layers has."""
+    return _named_elsewhere(layers)[0]
+
+
+def _named_elsewhere(
+    layers: Iterable[str],
+) -> tuple[ModelFacts | None, dict[str, tuple[str, ...]]]:
     given = set(layers)
-    for family in families():
+    for family in families() if given else ():
         found: dict[str, tuple[str, ...]] = {}
         for name, parts in family.layer_names.items():
             pattern = re.compile(re.escape(parts[0]).replace(r"\*", r"(\d+)"))
@@ -133,8 +144,8 @@ def named_elsewhere(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
                 ours = tuple(part.replace("*", number) for part in parts)
                 found[name.replace("*", number)] = ours
         if found and all(map(given.issuperset, found.values())):
-            return found
-    return {}
+            return family, found
+    return None, {}
 
 
 def family_of(pipeline: str) -> ModelFacts | None:
