@@ -266,7 +266,7 @@ class Dataset:
         within = place.startswith(f"{root}{os.sep}")
         for name in (value, os.path.relpath(place, root) if within else ""):
             with suppress(HTTPException):
-                if name and below(self.ui.datasets, name).is_dir():
+                if name and os.path.isdir(below(self.ui.datasets, name)):
                     return str(below(self.ui.datasets, name)), ""
         return "", value
 

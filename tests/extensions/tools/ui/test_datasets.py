@@ -385,6 +385,7 @@ def test_new_files_go_to_the_side_that_they_are_sent_to(
     ("field", "value", "says"),
     [
         ("references", "befor", "neither a folder"),
+        ("references", "x" * 300, "neither a folder"),
         ("masks", "_maks", "neither a folder"),
         ("resolution", "7", "number of pixels from 32"),
     ],
