@@ -197,12 +197,16 @@ def _user_of(shelf: Shelf, path: Path) -> str:
             if any(_within(text, path) is not None for text in texts):
                 return f"the run {run.name}"
     for entry in Queue(queue_folder(shelf.runs)).now():
+        if entry.state not in (RUNNING, WAITING):
+            continue
         words = [part for word in entry.argv for part in re.split("[=:]", word)]
         ways = product(("", "config"), words, ("", *CONFIG_SUFFIXES))
-        places = (os.path.join(entry.cwd, top, word + end) for top, word, end in ways)
-        if entry.state in (RUNNING, WAITING) and any(
-            _within(place, path) is not None for place in places
-        ):
+        places = [os.path.join(entry.cwd, top, word + end) for top, word, end in ways]
+        for job in [place for place in map(Path, places) if _exists(place, "jobs")]:
+            for text in JobText(text_of(job)).leaves(in_lists=True).values():
+                place = os.path.expanduser(text) if isinstance(text, str) else ""
+                places.append(os.path.join(entry.cwd, place))
+        if any(_within(place, path) is not None for place in places):
             return f"{entry.name} in the queue"
     return ""
 

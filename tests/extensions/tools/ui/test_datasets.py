@@ -15,11 +15,14 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from extensions.tools.ui.datasets import read_dataset, set_crop
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import datasets as views
 from tests.conftest import TURNED_HEIC
 from tests.extensions.tools.ui.conftest import client_of, until
+from toolkit.contracts.data import Focus
+from toolkit.data.scan.crops import CropError
 from toolkit.files.writing import write_json
 
 HTML = {"accept": "text/html"}
@@ -282,6 +285,13 @@ def test_the_frame_is_moved_and_kept_in_a_file_beside_the_image(
     entry = page.post("/datasets/pipo/delete", data=chosen, headers=JSON).json()
     assert not list(folder.glob("tall.*"))
     page.post("/datasets/restore", data={"entry": entry["entry"]})
+    assert (folder / "tall.crop").read_text() == "1 0.5\n"
+
+    images = read_dataset(ui, "pipo").images  # as another tab has read them
+    (tall_image,) = (one for one in images if one.path.endswith("tall.png"))
+    (folder / "tall.png").unlink()
+    with pytest.raises(CropError, match="deleted or moved"):
+        set_crop(tall_image, Focus(0, 0))
     assert (folder / "tall.crop").read_text() == "1 0.5\n"
 
 

@@ -147,7 +147,7 @@ def test_nothing_that_runs_or_is_needed_is_touched(
     queue.remove(queue.entries()[0].id)
     for name in ("cat.yaml", "cat"):
         queue.add([str(own.jobs / name)], "cat")
-        for kind in ("runs", "jobs"):
+        for kind in ("runs", "datasets", "jobs"):
             with pytest.raises(UserError, match="cat in the queue needs it"):
                 shelf.rename(own, kind, "cat", "other")
         queue.remove(queue.entries()[0].id)
