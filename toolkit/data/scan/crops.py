@@ -18,7 +18,7 @@ SUFFIX = ".crop"
 """Ending of the files."""
 
 MOST_BYTES = 200
-"""Of such a file that is read."""
+"""Bytes of such a file that are read at most."""
 
 
 class CropError(ValueError):
