@@ -76,6 +76,7 @@ def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         for folder in (
             "output/maya/samples",
             "output/.ui/lint",
+            "output/.ui/undo/maya",
             "datasets/maya/deep",
             "config",
         ):
@@ -94,6 +95,7 @@ def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             (run / f"{name}.safetensors").write_text(name)
         (run / "samples" / "000000002_0.png").write_text("picture")
         Path("output/.ui/lint/maya.json").write_text("{}")
+        Path("output/.ui/undo/maya/1.json").write_text("{}")
         for name in ("1.png", "1.txt", "deep/2.png", "deep/2.txt"):
             (Path("datasets/maya") / name).write_text(name)
         Path("datasets/maya/link").symlink_to("../elsewhere")

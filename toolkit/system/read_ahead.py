@@ -76,6 +76,9 @@ _TIMED = 100
 _LITTLE_S = 0.01
 """Seconds for which the files of one look may always be waited for."""
 
+_MUCH_S = 0.5
+"""CPU seconds that the small files of one look never take: images are decoded."""
+
 
 def map_small_files(
     read: Callable[[Thing], Found], things: Sequence[Thing]
@@ -84,7 +87,7 @@ def map_small_files(
 
     Files that the system has in memory are read in this thread: several would pass
     Python's lock on at each read, which takes longer than to read. From where the disk
-    is waited for on, the files are read by `thread_map`.
+    is waited for, or the files take much work, they are read by `thread_map`.
 
     >>> list(map_small_files(abs, [3, -1, -2]))
     [3, 1, 2]
@@ -96,7 +99,7 @@ def map_small_files(
         results = [read(thing) for thing in things[done : done + _TIMED]]
         cpu_seconds = time.thread_time() - cpu_begun
         waited = time.perf_counter() - begun - cpu_seconds
-        waits = waited > cpu_seconds + _LITTLE_S
+        waits = waited > cpu_seconds + _LITTLE_S or cpu_seconds > _MUCH_S
         done += len(results)
         yield from results
     yield from thread_map(read, things[done:])

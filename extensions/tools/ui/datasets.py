@@ -45,7 +45,7 @@ from toolkit.data.scan.captions import (
     with_caption,
 )
 from toolkit.data.scan.crops import SUFFIX as CROP
-from toolkit.data.scan.crops import read_crop
+from toolkit.data.scan.crops import CropError, read_crop
 from toolkit.data.scan.directory import DirectoryListing, list_folder
 from toolkit.data.scan.fingerprint import version_of
 from toolkit.data.scan.folder import FoundImage, find_images
@@ -266,7 +266,7 @@ class Dataset:
         within = place.startswith(f"{root}{os.sep}")
         for name in (value, os.path.relpath(place, root) if within else ""):
             with suppress(HTTPException):
-                if name and below(self.ui.datasets, name).is_dir():
+                if name and os.path.isdir(below(self.ui.datasets, name)):
                     return str(below(self.ui.datasets, name)), ""
         return "", value
 
@@ -717,9 +717,11 @@ def crop_file(image: FoundImage) -> Path:
 
 def set_crop(image: FoundImage, focus: Focus) -> None:
     """Keeps which part of an image is trained. Raises CropError for a file that is not
-    one of crops, and OSError."""
+    one of crops and for an image that is gone, and OSError."""
     file = crop_file(image)
     with folder_lock(file.parent):
+        if not os.path.exists(image.path):
+            raise CropError("is not written: its image was deleted or moved meanwhile")
         if os.path.lexists(file):
             read_crop(file)
         with atomic_write(file) as temporary:

@@ -22,7 +22,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -42,6 +42,10 @@ HOSTS_VARIABLE = "APP_HOSTS"
 
 MOST_BYTES = 40 * 2**20
 """Maximum size of a request in bytes. Images are sent in smaller pieces."""
+
+MOST_PATH = 4000
+"""Maximum length of the path of an address. Python reads no number of more than 4,300
+digits."""
 
 MOST_FAILURES, FAILURES_S = 10, 60.0
 """A client that has sent so many wrong tokens in so many seconds has to wait."""
@@ -112,6 +116,8 @@ class Guard:
             return PlainTextResponse("too large\n", 413)
         # The path that the routes see. `request.url` also contains the Host header.
         path = request.scope["path"]
+        if len(path) > MOST_PATH:
+            return PlainTextResponse("too long\n", 414)
         is_open = path in OPEN or path.startswith("/static/")
         if not (self._is_opened(request) or self._is_from_here(request)):
             return PlainTextResponse("asked for by another site\n", 403)
@@ -246,7 +252,7 @@ class Guard:
         site = request.headers.get("sec-fetch-site")
         if origin is not None:
             host = request.headers.get("host", "")
-            return urlsplit(origin).netloc.lower() == host.lower()
+            return origin.lower().partition("://")[2] == host.lower()
         return site in (None, "same-origin", "none")
 
 

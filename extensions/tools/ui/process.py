@@ -327,8 +327,7 @@ class ShelfProcess(BaseExtensionProcess):
 
     def _list(self, own: shelf.Shelf) -> None:
         there: list[dict[str, Any]] = []
-        for name in shelf.names(own, self.kind):
-            path = shelf.find(own, self.kind, name)
+        for name, path in shelf.listed(own, self.kind):
             size, files = shelf.size_of(path)
             there.append(
                 {"name": name, "path": str(path), "size": size, "files": files}

@@ -83,16 +83,18 @@ class Trashed(NamedTuple):
     time: str
 
 
-def names(shelf: Shelf, kind: Kind) -> list[str]:
-    """All runs, datasets or jobs by name."""
+def listed(shelf: Shelf, kind: Kind) -> list[tuple[str, Path]]:
+    """All runs, datasets or jobs: name and path. Links are among them, though no verb
+    takes one."""
     home = shelf.home(kind)
     if kind == "runs":
-        return [run.folder.relative_to(home).as_posix() for run in list_runs(home)]
+        folders = [run.folder for run in list_runs(home)]
+        return [(path.relative_to(home).as_posix(), path) for path in folders]
     paths = sorted(home.iterdir()) if home.is_dir() else []
     return [
-        path.stem if kind == "jobs" else path.name
+        (path.stem if kind == "jobs" else path.name, path)
         for path in paths
-        if not path.name.startswith(".") and _is_one(path, kind)
+        if not path.name.startswith(".") and _exists(path, kind)
     ]
 
 
@@ -195,12 +197,16 @@ def _user_of(shelf: Shelf, path: Path) -> str:
             if any(_within(text, path) is not None for text in texts):
                 return f"the run {run.name}"
     for entry in Queue(queue_folder(shelf.runs)).now():
+        if entry.state not in (RUNNING, WAITING):
+            continue
         words = [part for word in entry.argv for part in re.split("[=:]", word)]
         ways = product(("", "config"), words, ("", *CONFIG_SUFFIXES))
-        places = (os.path.join(entry.cwd, top, word + end) for top, word, end in ways)
-        if entry.state in (RUNNING, WAITING) and any(
-            _within(place, path) is not None for place in places
-        ):
+        places = [os.path.join(entry.cwd, top, word + end) for top, word, end in ways]
+        for job in [place for place in map(Path, places) if _exists(place, "jobs")]:
+            for text in JobText(text_of(job)).leaves(in_lists=True).values():
+                place = os.path.expanduser(text) if isinstance(text, str) else ""
+                places.append(os.path.join(entry.cwd, place))
+        if any(_within(place, path) is not None for place in places):
             return f"{entry.name} in the queue"
     return ""
 
@@ -335,13 +341,13 @@ def _of_dataset(shelf: Shelf, path: Path, target: Path) -> list[Step]:
     page keeps of it."""
     steps = _correct(shelf, path, target)
     own = queue_folder(shelf.runs).parent
-    for kept in (own / "datasets", own / "lint"):
-        file, of_new = (kept / f"{one.name}.json" for one in (path, target))
-        if file.is_file() and of_new.exists():  # of one that was deleted
-            place = own / "trash" / kept.name / target.name / f"{moment_name()}.json"
+    for kept, end in (("datasets", ".json"), ("lint", ".json"), ("undo", "")):
+        of_old, of_new = (own / kept / f"{one.name}{end}" for one in (path, target))
+        if of_old.exists() and of_new.exists():  # of one that was deleted
+            place = own / "trash" / kept / target.name / f"{moment_name()}{end}"
             steps.append(Step(of_new, place))
-        if file.is_file():
-            steps.append(Step(file, of_new))
+        if of_old.exists():
+            steps.append(Step(of_old, of_new))
     return steps
 
 

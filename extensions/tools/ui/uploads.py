@@ -34,6 +34,9 @@ from extensions.tools.ui.decoder import Decoder
 from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError
 from toolkit.data.pixels.unread import other_kind
 from toolkit.data.scan.captions import FORMATS, CaptionError, read_caption
+from toolkit.data.scan.crops import MOST_BYTES as MOST_CROP
+from toolkit.data.scan.crops import SUFFIX as CROP
+from toolkit.data.scan.crops import CropError, read_crop
 from toolkit.data.scan.directory import list_folder, split_suffix
 from toolkit.data.scan.found import repeats_of
 from toolkit.data.scan.tables import TEXT_TABLES
@@ -62,6 +65,7 @@ MOST_BYTES = {
     **dict.fromkeys(IMAGE_SUFFIXES, 500 * 10**6),
     **dict.fromkeys(TEXT_TABLES, 20 * 10**6),
     **dict.fromkeys(FORMATS, 100_000),
+    CROP: MOST_CROP,
 }
 """Suffix -> maximum size of a file in bytes. Files with other suffixes are refused."""
 
@@ -314,10 +318,14 @@ def _check(path: Path, name: str, decoder: Decoder) -> None:
             decoder.decode(path)
         elif split_suffix(name)[1] in TEXT_TABLES:
             path.read_text(encoding="utf-8-sig")
+        elif split_suffix(name)[1] == CROP:
+            read_crop(path)
         else:
             read_caption(path)
     except (ImageError, CaptionError) as error:
         raise Refused(error.reason) from error
+    except CropError as error:
+        raise Refused(str(error)) from error
     except UnicodeDecodeError as error:
         raise Refused("is not UTF-8 text. Save it as UTF-8") from error
 

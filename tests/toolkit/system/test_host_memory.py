@@ -139,16 +139,20 @@ def test_what_is_found_comes_in_the_order_of_the_things(
     ]
 
 
-@pytest.mark.parametrize("waits", [False, True])
-def test_small_files_are_read_by_threads_from_where_the_disk_is_waited_for(
-    waits: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("waited", "worked", "by_threads"),
+    [(1e-4, 1e-4, False), (5e-2, 1e-4, True), (1, 1, True)],
+    ids=["in memory", "the disk is waited for", "decoded"],
+)
+def test_files_are_read_by_threads_where_that_is_faster(
+    waited: float, worked: float, by_threads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = {"perf_counter": 0.0, "thread_time": 0.0}
     threads = dict[int, bool]()
 
     def read(number: int) -> int:
-        clock["thread_time"] += 1e-4
-        clock["perf_counter"] += 5e-2 if waits and number == 120 else 1e-4
+        clock["thread_time"] += worked if number == 120 else 1e-4
+        clock["perf_counter"] += waited if number == 120 else 1e-4
         threads[number] = threading.current_thread() is threading.main_thread()
         return number**2
 
@@ -157,7 +161,7 @@ def test_small_files_are_read_by_threads_from_where_the_disk_is_waited_for(
     found = list(read_ahead.map_small_files(read, range(350)))
     assert found == [number**2 for number in range(350)]
     assert [number for number, here in sorted(threads.items()) if not here] == list(
-        range(200, 350) if waits else []
+        range(200, 350) if by_threads else []
     )
 
 

@@ -94,6 +94,7 @@ _DECODE_ERRORS = (
     LookupError,
     RuntimeError,
     ArithmeticError,
+    AssertionError,
     EOFError,
     struct.error,
     zlib.error,
@@ -381,7 +382,8 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
         if isinstance(error, OSError) and error.errno:
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
         kind = unread_jpeg(_beginning(path, data))
-        damage = f"cannot be read ({error}): truncated or damaged"
+        told = f"cannot be read ({error}): " if str(error) else "is "
+        damage = f"{told}truncated or damaged"
         raise ImageError(path, Unread(kind).reason if kind else damage) from error
 
 
@@ -472,6 +474,9 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
     if is_tiff:
         refuse_misread(image)
+    own_chunks = getattr(image, "private_chunks", ())
+    if any(kind == b"CgBI" for kind, *_ in own_chunks):
+        raise Unread("a PNG of an iPhone's app (CgBI)")
     if _png_mode(image) == "RGB;16B" and "transparency" in image.info:
         raise Unread("a PNG of 16 bits with a clear colour (tRNS)")
 

@@ -17,7 +17,8 @@ from toolkit.files.writing import open_regular
 SUFFIX = ".crop"
 """Ending of the files."""
 
-_MOST_BYTES = 200
+MOST_BYTES = 200
+"""Bytes of such a file that are read at most."""
 
 
 class CropError(ValueError):
@@ -39,7 +40,7 @@ def read_crop(path: Path | str) -> Focus:
     has something else in it."""
     try:
         with open_regular(Path(path)) as file:
-            text = file.read(_MOST_BYTES).decode()
+            text = file.read(MOST_BYTES).decode()
         across, down = map(float, text.split())
     except OSError as error:
         raise CropError(f"cannot be read: {error.strerror or error}") from error

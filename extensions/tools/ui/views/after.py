@@ -9,6 +9,7 @@ commands, and the upper part of the page is `extensions.tools.ui.views.run`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -82,7 +83,7 @@ def page(request: Request) -> Response:
     file = request.query_params.get("file", "")
     values = _values(ui, run, {"file": file} if file else None)
     put = Path(request.query_params.get("comfyui", "")).name
-    if (Path(values["comfyui"]) / put).is_file():
+    if os.path.isfile(os.path.join(values["comfyui"], put)):
         values["put"] = put
     return run_view.page(request, **values)
 

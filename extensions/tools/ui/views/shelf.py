@@ -111,9 +111,7 @@ def restore(request: Request) -> Response:
 def jobs(request: Request) -> Response:
     """The job files of the page's folder."""
     folders = shelf_of(ui_of(request))
-    found: list[Any] = [
-        shelf.find(folders, "jobs", name) for name in shelf.names(folders, "jobs")
-    ]
+    found = [path for _, path in shelf.listed(folders, "jobs")]
     return render(request, "jobs.html.j2", jobs=found)
 
 

@@ -15,11 +15,14 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from extensions.tools.ui.datasets import read_dataset, set_crop
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import datasets as views
 from tests.conftest import TURNED_HEIC
 from tests.extensions.tools.ui.conftest import client_of, until
+from toolkit.contracts.data import Focus
+from toolkit.data.scan.crops import CropError
 from toolkit.files.writing import write_json
 
 HTML = {"accept": "text/html"}
@@ -132,7 +135,7 @@ def test_a_dataset_that_leads_elsewhere_is_none(
     assert ">out<" not in page.get("/datasets").text
     for address in ("out", "out/images/x.png", "pipo/images/5_out/x.png", "pipo/thumbs/4_pipo/d.png",
                     "pipo/images/4_pipo%2F..%2F..%2F..%2Fprivate%2Fx.png", "%2e%2e/images/x.png",
-                    ".trash/images/x.png", "x" * 5000 + "/upload"):  # fmt: skip
+                    ".trash/images/x.png", "x" * 300 + "/upload"):  # fmt: skip
         assert page.get(f"/datasets/{address}").status_code == 404, address
     text = page.get("/datasets/pipo").text
     assert "leads out of the folder" in text
@@ -284,6 +287,13 @@ def test_the_frame_is_moved_and_kept_in_a_file_beside_the_image(
     page.post("/datasets/restore", data={"entry": entry["entry"]})
     assert (folder / "tall.crop").read_text() == "1 0.5\n"
 
+    images = read_dataset(ui, "pipo").images  # as another tab has read them
+    (tall_image,) = (one for one in images if one.path.endswith("tall.png"))
+    (folder / "tall.png").unlink()
+    with pytest.raises(CropError, match="deleted or moved"):
+        set_crop(tall_image, Focus(0, 0))
+    assert (folder / "tall.crop").read_text() == "1 0.5\n"
+
 
 def test_references_and_masks_are_beside_their_images(page: TestClient, ui: Ui) -> None:
     picture(ui.datasets / "before" / "a.png")
@@ -385,6 +395,7 @@ def test_new_files_go_to_the_side_that_they_are_sent_to(
     ("field", "value", "says"),
     [
         ("references", "befor", "neither a folder"),
+        ("references", "x" * 300, "neither a folder"),
         ("masks", "_maks", "neither a folder"),
         ("resolution", "7", "number of pixels from 32"),
     ],

@@ -167,6 +167,7 @@ def test_another_site_changes_nothing(ui: Ui) -> None:
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "http://localhost:9999"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site"}, 403),
     ):
@@ -216,6 +217,9 @@ def test_a_request_that_is_too_large_is_cut(ui: Ui) -> None:
     assert (
         client_of(ui).post("/theme", content=pieces(), headers=form).status_code >= 400
     )
+    digits = "9" * (guard.MOST_PATH + 400)
+    for path in (f"/queue/1/images/{digits}", f"/runs/one/animations/{digits}.gif"):
+        assert client_of(ui).get(path).status_code == 414
 
 
 def test_back_leads_to_no_other_site(ui: Ui) -> None:

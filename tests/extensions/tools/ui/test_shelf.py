@@ -20,6 +20,7 @@ from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.accessible import SIZES, faults
 from tests.html_browser import Browser
 from toolkit.errors import RunError, UserError
+from toolkit.files.writing import MOST_SOURCE
 from toolkit.train.lock import run_lock
 
 
@@ -58,7 +59,7 @@ def test_what_is_deleted_comes_back_as_it_was(
     sizes = [len(each) for path, each in before.items() if path.startswith(own_folder)]
     assert (gone.size, gone.files) == (sum(sizes), len(sizes))
     assert [one.entry for one in shelf.trashed(own, kind)] == [gone.entry]
-    assert shelf.names(own, kind) == []
+    assert shelf.listed(own, kind) == []
     shelf.restore(own, kind, "cat")
     assert snapshot(own.runs.parent) == before and shelf.trashed(own, kind) == []
     assert [*(own.home(kind) / ".trash").iterdir()] == []
@@ -111,6 +112,20 @@ def test_what_the_program_did_not_make_is_refused(
     assert snapshot(tmp_path) == before
 
 
+def test_links_are_listed_and_files_that_are_no_jobs_are_not(
+    client: TestClient, own: Shelf, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_all(own, make_run)
+    for kind, name in (("runs", "cat"), ("datasets", "cat"), ("jobs", "cat.yaml")):
+        away = tmp_path / f"{kind} elsewhere {name}"
+        (own.home(kind) / name).rename(away)
+        (own.home(kind) / name).symlink_to(away)
+        path = own.home(kind) / name
+        assert shelf.listed(own, kind) == [("cat", path)]
+    (own.jobs / "large.json").write_text(" " * (MOST_SOURCE + 1))
+    assert 'href="/verbs/jobs/cat.yaml"' in client.get("/jobs").text
+
+
 def test_nothing_that_runs_or_is_needed_is_touched(
     own: Shelf, make_run: Callable[..., Path]
 ) -> None:
@@ -132,7 +147,7 @@ def test_nothing_that_runs_or_is_needed_is_touched(
     queue.remove(queue.entries()[0].id)
     for name in ("cat.yaml", "cat"):
         queue.add([str(own.jobs / name)], "cat")
-        for kind in ("runs", "jobs"):
+        for kind in ("runs", "datasets", "jobs"):
             with pytest.raises(UserError, match="cat in the queue needs it"):
                 shelf.rename(own, kind, "cat", "other")
         queue.remove(queue.entries()[0].id)
@@ -168,7 +183,12 @@ def test_a_dataset_and_a_job_are_renamed_and_cloned(
     own: Shelf, make_run: Callable[..., Path]
 ) -> None:
     make_all(own, make_run)
+    undo = own.runs / ".ui" / "undo"
+    for name in ("cat", "tom"):  # the second is of one that was deleted
+        (undo / name).mkdir(parents=True)
+        (undo / name / "1.json").write_text(name)
     shelf.rename(own, "datasets", "cat", "tom")
+    assert snapshot(undo) == {"tom/1.json": b"cat"}
     for path in (own.jobs / "cat.yaml", own.runs / "cat" / "config.yaml"):
         text = path.read_text()
         assert f"folder_path: {own.datasets / 'tom'}\n" in text and "# mine" in text
@@ -181,7 +201,7 @@ def test_a_dataset_and_a_job_are_renamed_and_cloned(
     assert (
         yaml.safe_load((own.jobs / "fox.yaml").read_text())["config"]["name"] == "fox"
     )
-    assert shelf.names(own, "jobs") == ["cat", "fox"]
+    assert [name for name, _ in shelf.listed(own, "jobs")] == ["cat", "fox"]
 
 
 SECRETS = """hf_token: hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789  # mine

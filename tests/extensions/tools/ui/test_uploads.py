@@ -240,6 +240,7 @@ def test_what_is_not_taken_says_why_and_leaves_nothing(
         ("empty.png", b"", "is empty"),
         ("zip.zip", b"PK\x03\x04 not really", "not a readable zip file"),
         ("table.csv", b"\xff\xfe", "not UTF-8"),
+        ("a.crop", b"2 0", "two numbers from 0 to 1"),
     ):
         (told,) = send(page, name, content)
         assert told["state"] == "refused" and says in told["text"], told
@@ -258,6 +259,7 @@ def test_what_training_reads_is_taken_as_it_is(page: TestClient, ui: Ui) -> None
         "bom.txt": b"\xef\xbb\xbfwords",
         "a<b>&\"'.png": png("teal"),
         "a.caption": b"x",
+        "jpeg.crop": b"0.5 0\n",
     }
     for name, content in sent.items():
         assert send(page, name, content)[0]["state"] == "added", name

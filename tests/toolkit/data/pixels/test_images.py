@@ -282,6 +282,24 @@ def test_a_clear_colour_of_a_png_is_clear_at_each_depth_or_refused(
     assert [image.getpixel((x, 0))[3] for x in range(2)] == [0, 255]
 
 
+@pytest.mark.parametrize(
+    ("colour_type", "extra", "reason"),
+    [
+        (2, chunk(b"CgBI", bytes(4)), "is a PNG of an iPhone's app (CgBI), which"),
+        (3, b"", "is truncated or damaged"),
+    ],
+    ids=["of an app", "without its palette"],
+)
+def test_a_png_with_right_checksums_that_cannot_be_decoded_is_refused(
+    tmp_path: Path, colour_type: int, extra: bytes, reason: str
+) -> None:
+    path = tmp_path / "a.png"
+    write_png(path, 1, 1, 8, colour_type, bytes(4 if colour_type == 2 else 2), extra)
+    for read in (open_image, inspect_image, inspect_header):
+        with pytest.raises(ImageError, match=re.escape(f"{path}: {reason}")):
+            read(path)
+
+
 def test_a_profile_that_cannot_be_used_is_ignored_and_said(tmp_path: Path) -> None:
     damaged, foreign = tmp_path / "a.png", tmp_path / "a.tif"
     Image.new("RGB", (4, 4), (10, 20, 30)).save(
