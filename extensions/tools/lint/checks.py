@@ -325,7 +325,7 @@ def no_caption(item: Item, data: Dataset, config: LintConfig) -> Iterator[str]:
 
 
 def trigger(data: Dataset, config: LintConfig) -> Found:
-    """Captions without the trigger word, with the word in other letters or inside
+    """Captions without the trigger word, with the word in different case or inside
     another word, and regularisation images with it. Without `trigger_word`, captions
     that lack the word with which nearly all others begin. Captions with a misspelt
     trigger word."""
@@ -355,7 +355,7 @@ def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
             other = " in these letters" if word.lower() in text.lower() else ""
             yield f"has no {word!r}{other} in its caption, so it is put in front: {_short(text)}"
     elif rest != text and not whole.search(rest) and word.lower() in rest.lower():
-        yield f"has {word!r} in other letters, and once more in front: {_short(text)}"
+        yield f"has {word!r} in different case, and once more in front: {_short(text)}"
 
 
 def _usual_word(data: Dataset) -> Found:

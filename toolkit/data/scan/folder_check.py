@@ -522,6 +522,6 @@ def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     ]
     if other:
         yield (
-            f"{count_of(len(other), 'caption')} with {trigger!r} in other letters, "
+            f"{count_of(len(other), 'caption')} with {trigger!r} in different case, "
             f"so that it is put in front as well: {shorten(other)}"
         )

@@ -91,7 +91,7 @@ def _why_ignored(
         if stem in stems:
             return "second caption of an image", "Put the text of both into one"
         if stem.casefold() in map(str.casefold, images):
-            reason = "caption of an image whose name has other letters"
+            reason = "caption of an image whose name differs in case"
         elif not folder.has_caption_files:
             remedy += "; a file for all images has the name of each, a tab, its caption"
         return reason, remedy

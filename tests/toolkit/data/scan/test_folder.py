@@ -253,7 +253,7 @@ def test_a_folder_of_other_texts_is_not_taken_for_captions(warned) -> None:
         (
             ["sks at night", "Sks, smiling"],
             "sks",
-            "1 caption with 'sks' in other letters, so that it is put in front as well: b.png",
+            "1 caption with 'sks' in different case, so that it is put in front as well: b.png",
         ),
         (
             [f"zxq, in a garden {name}" for name in "abcdef"],
@@ -280,7 +280,7 @@ def test_clear_pictures_and_those_that_need_a_package_are_warnings(
     clear.parent.mkdir()
     Image.new("RGBA", (64, 64)).save(clear)
     assert warned({"a.png": "", "A.txt": "of a.png", "x.psd": ""}) == [
-        "1 file not used, caption of an image whose name has other letters: A.txt. "
+        "1 file not used, caption of an image whose name differs in case: A.txt. "
         "Give image and caption the same name, in upper and lower case too",
         "1 file not used, a .psd file, which is not read: x.psd. Convert it to PNG or JPEG",
         "2 of 2 images have no caption (a.png, clear.png) and train with 'sks' alone. Write a.txt etc., "
