@@ -89,6 +89,13 @@ BELONGS = {
 """Where a job names an extension of this kind."""
 
 
+OBJECTS = {
+    "family": "toolkit.models.families:ModelFamily",
+    "network": "toolkit.contracts.network_kinds:NetworkKind",
+}
+"""The classes of what is not named by its class, but as an object."""
+
+
 class Extension:
     """One process type, callback, tracker, model family or kind of network: a uid, and
     where its classes are. Each is imported when it is needed, and no sooner.
@@ -630,9 +637,19 @@ def _added(kind: str, *where: object) -> Mapping[str, str]:
     for uid in sorted(table.uids(kind)):
         try:
             registered = table.find(uid, kind)
-            table._from_extension(
+            found = table._from_extension(
                 registered, kind, partial(registered.extension._named, kind)
             )
+            where_it_is = f"extension {registered.folder}: {kind}"
+            if not isinstance(found, load_object(OBJECTS[kind])):
+                raise UserError(
+                    f"{where_it_is}: {found!r} is no object of {OBJECTS[kind]}."
+                )
+            if getattr(found, "arch", uid) != uid:
+                raise UserError(
+                    f"{where_it_is}: its arch is {found.arch!r}, and the extension's uid {uid!r}. "
+                    f"Give both the same name."
+                )
             places[uid] = registered.extension.place_of(kind)
         except (UserError, RunError) as error:
             print(error, file=sys.stderr)

@@ -436,10 +436,16 @@ POINTS = """
     class Newer(Extension):
         uid, family, requires = "newer", ".family:FAMILY", ">=99"
 
+    class Other(Extension):
+        uid, family = "other", ".family:FAMILY"
+
+    class Made(Extension):
+        uid, family = "made", ".family:Terse"
+
     class Kind(Extension):
         uid, network = "terse", ".kind:KIND"
 
-    AI_TOOLKIT_EXTENSIONS = [Terse, Broken, Newer, Kind]
+    AI_TOOLKIT_EXTENSIONS = [Terse, Broken, Newer, Other, Made, Kind]
 """
 
 
@@ -456,7 +462,7 @@ def test_families_and_kinds_of_network_are_known_by_their_uid(
     monkeypatch.setenv("EXTENSIONS_PATH", str(package))
     family = family_named("terse")
     assert (family.title, family_of("TersePipeline")) == ("Terse", family)
-    assert {"broken", "newer"}.isdisjoint(family_names())
+    assert {"broken", "newer", "other", "made"}.isdisjoint(family_names())
     assert ModelConfig(name_or_path="a/b", arch="T-erse:tag").arch == "terse"
     assert (
         NetworkConfig(type="terse").size() == "rank 16, alpha 16 (not given: the rank)"
@@ -464,6 +470,8 @@ def test_families_and_kinds_of_network_are_known_by_their_uid(
     assert KINDS["terse"].shapes is KINDS["lora"].shapes and "terse" not in KINDS
     told = capsys.readouterr().err
     assert told.count("No module named") == 1 and told.count("needs Atelier >=99") == 1
+    assert told.count("its arch is 'terse', and the extension's uid 'other'") == 1
+    assert told.count("Terse'> is no object of toolkit.models.families:Model") == 1
     assert "terse (network)" in discover().render()
     for section in (ModelConfig, NetworkConfig):
         assert '"terse"' in json.dumps(section.model_json_schema())
