@@ -191,6 +191,8 @@ class Extension:
             (base, vars(base)[what]) for base in cls.__mro__ if what in vars(base)
         )
         package = sys.modules[owner.__module__].__package__
+        if path and path.count(":") != 1:
+            raise ValueError(f'{what} = {path!r} is not "module:Class"')
         return path and resolve_name(path, package)
 
     @classmethod
@@ -862,6 +864,8 @@ def _what_it_lacks(error: BaseException, package: Path) -> str:
     if own := below and _own_name(name, package):
         inside = name.removeprefix(own).lstrip(".")
         return f"There is no {inside.replace('.', '/')}.py in {package}, which this extension names."
+    if top and (package / f"{top}.py").is_file():
+        return f"{top}.py is in {package}: write a dot before its name, '.{top}'."
     if not name or package.parent == EXTENSIONS_ROOT or not importers:
         return ""
     if not Path(importers[-1]).is_relative_to(package):

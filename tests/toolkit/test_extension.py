@@ -566,6 +566,7 @@ def test_a_type_may_be_called_by_the_folder_of_its_process(
             "import cv9",
             "No module named 'cv9', a package of this extension",
         ),
+        ("from p import x", "p.py is in {folder}: write a dot before its name, '.p'."),
         (
             "from cv9.inner import x",
             "No module named 'cv9', a package of this extension",
@@ -598,6 +599,20 @@ def test_what_an_extension_lacks_is_blamed_on_the_extension(
     assert words.format(folder=folder) in str(caught.value)
     assert report(caught.value) == 1
     assert "requirements.txt" not in capsys.readouterr().err
+
+
+def test_a_class_is_named_by_its_module_and_its_name(write_extension: Write) -> None:
+    init = """
+        from toolkit.extension import Extension
+
+        class Dotted(Extension):
+            uid, process = "dotted", ".p.P"
+
+        AI_TOOLKIT_EXTENSIONS = [Dotted]
+    """
+    table = discover([write_extension("dotted", init)])
+    with pytest.raises(RunError, match=r"process = '\.p\.P' is not \"module:Class\""):
+        table.process_class("dotted")
 
 
 def test_what_a_library_of_an_extension_lacks_is_not(
