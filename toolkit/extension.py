@@ -645,7 +645,7 @@ def _added(kind: str, *where: object) -> Mapping[str, str]:
             where_it_is = f"extension {registered.folder}: {kind}"
             if not isinstance(found, load_object(OBJECTS[kind])):
                 raise UserError(
-                    f"{where_it_is}: {found!r} is no object of {OBJECTS[kind]}."
+                    f"{where_it_is}: {found!r} is not an object of {OBJECTS[kind]}."
                 )
             if getattr(found, "arch", uid) != uid:
                 raise UserError(

@@ -471,7 +471,7 @@ def test_families_and_kinds_of_network_are_known_by_their_uid(
     told = capsys.readouterr().err
     assert told.count("No module named") == 1 and told.count("needs Atelier >=99") == 1
     assert told.count("its arch is 'terse', and the extension's uid 'other'") == 1
-    assert told.count("Terse'> is no object of toolkit.models.families:Model") == 1
+    assert told.count("Terse'> is not an object of toolkit.models.families:Model") == 1
     assert "terse (network)" in discover().render()
     for section in (ModelConfig, NetworkConfig):
         assert '"terse"' in json.dumps(section.model_json_schema())

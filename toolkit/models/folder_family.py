@@ -244,7 +244,7 @@ class DiffusersFamily(ModelFamily):
             try:
                 re.compile(getattr(self, name))
             except re.error as error:
-                yield f"{name}: {getattr(self, name)!r} is no pattern: {error}."
+                yield f"{name}: {getattr(self, name)!r} is not a pattern: {error}."
 
     # ------------------------------------------------------------ config files
 
