@@ -354,6 +354,22 @@ def test_an_extension_without_a_process_says_so() -> None:
         Empty.get_process()
 
 
+def test_a_misspelt_attribute_is_not_taken_for_a_process(
+    write_extension: Write,
+) -> None:
+    init = """
+        from toolkit.extension import Extension
+
+        class Copies(Extension):
+            uid, calback = "copies", ".callback:Copies"
+
+        AI_TOOLKIT_EXTENSIONS = [Copies]
+    """
+    table = discover([write_extension("copies", init)])
+    with pytest.raises(UserError, match=r"'copies' .* gives none of process, .* callb"):
+        table.find("copies", "callback")
+
+
 NAMED = """
     from toolkit.extension import Extension
     class First(Extension):
