@@ -89,6 +89,13 @@ BELONGS = {
 """Where a job names an extension of this kind."""
 
 
+OBJECTS = {
+    "family": "toolkit.models.families:ModelFamily",
+    "network": "toolkit.contracts.network_kinds:NetworkKind",
+}
+"""The classes of what is not named by its class, but as an object."""
+
+
 class Extension:
     """One process type, callback, tracker, model family or kind of network: a uid, and
     where its classes are. Each is imported when it is needed, and no sooner.
@@ -184,6 +191,8 @@ class Extension:
             (base, vars(base)[what]) for base in cls.__mro__ if what in vars(base)
         )
         package = sys.modules[owner.__module__].__package__
+        if path and path.count(":") != 1:
+            raise ValueError(f'{what} = {path!r} is not "module:Class"')
         return path and resolve_name(path, package)
 
     @classmethod
@@ -215,6 +224,10 @@ class RegisteredExtension:
         return next(
             (kind for kind in KINDS if getattr(self.extension, kind, "")), "process"
         )
+
+    def own(self) -> list[type[Any]]:
+        """Its class and the bases of it that are not the program's."""
+        return [one for one in self.extension.__mro__ if one is not Extension]
 
     def version_fault(self) -> str:
         """That this version is not one of those that the extension `requires`; empty
@@ -417,6 +430,12 @@ class ExtensionTable:
             lines = [
                 f"{uid!r} is a {same[0].kind}, not a {kind}: it belongs in {belongs}."
             ]
+            what = ("process", "get_process", *KINDS)
+            if not any(vars(kin).get(one) for kin in same[0].own() for one in what):
+                lines = [
+                    f"{uid!r} ({same[0].folder}) gives none of {', '.join(what)}: "
+                    f"correct the name of its attribute."
+                ]
         for one in self.hidden:
             if one.concerns(uid):
                 lines.append(f"'--without {one.without}' leaves it out.")
@@ -630,9 +649,19 @@ def _added(kind: str, *where: object) -> Mapping[str, str]:
     for uid in sorted(table.uids(kind)):
         try:
             registered = table.find(uid, kind)
-            table._from_extension(
+            found = table._from_extension(
                 registered, kind, partial(registered.extension._named, kind)
             )
+            where_it_is = f"extension {registered.folder}: {kind}"
+            if not isinstance(found, load_object(OBJECTS[kind])):
+                raise UserError(
+                    f"{where_it_is}: {found!r} is not an object of {OBJECTS[kind]}."
+                )
+            if getattr(found, "arch", uid) != uid:
+                raise UserError(
+                    f"{where_it_is}: its arch is {found.arch!r}, and the extension's uid {uid!r}. "
+                    f"Give both the same name."
+                )
             places[uid] = registered.extension.place_of(kind)
         except (UserError, RunError) as error:
             print(error, file=sys.stderr)
@@ -845,6 +874,8 @@ def _what_it_lacks(error: BaseException, package: Path) -> str:
     if own := below and _own_name(name, package):
         inside = name.removeprefix(own).lstrip(".")
         return f"There is no {inside.replace('.', '/')}.py in {package}, which this extension names."
+    if top and (package / f"{top}.py").is_file():
+        return f"{top}.py is in {package}: write a dot before its name, '.{top}'."
     if not name or package.parent == EXTENSIONS_ROOT or not importers:
         return ""
     if not Path(importers[-1]).is_relative_to(package):

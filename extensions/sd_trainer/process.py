@@ -53,6 +53,7 @@ from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
 from toolkit.data.batches.image_data import ImageData
 from toolkit.data.batches.latent_cache import EncodedDataset
 from toolkit.data.batches.stream_latents import StreamLatents
+from toolkit.errors import RunError
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import Programs, check_backend
@@ -370,6 +371,10 @@ class SdTrainerProcess(ImageTrainer):
         section = self.section
         dataset = self.dataset
         step = self.make_step()
+        if not isinstance(step, FlowMatchingStep):
+            raise RunError(
+                f"{type(self).__name__}.make_step returns {step!r}: return the step of super().make_step()"
+            )
         loader = (
             BatchLoader(dataset, self.seed)
             if isinstance(dataset, EncodedDataset)

@@ -46,7 +46,7 @@ from toolkit.system.device import pick_device
 from toolkit.system.signals import StopRequest
 from toolkit.system.threads import ThreadChoice
 from toolkit.train.callbacks.sample import Samples
-from toolkit.train.callbacks.save import PrepareNetwork
+from toolkit.train.callbacks.save import PrepareNetwork, SaveCallback
 from toolkit.train.callbacks.standard import (
     callbacks_of_extensions,
     run_name,
@@ -602,6 +602,15 @@ class Trainer(BaseTrainProcess):
         """The `Run` before its first step. The program's callbacks are made on rank 0
         only."""
         own = self.build_callbacks() if self.process_group.is_main_process else []
+        kinds = own if isinstance(own, list) else [own]
+        odd = [one for one in kinds if not isinstance(one, Callback)]
+        saves = any(isinstance(one, SaveCallback) for one in kinds)
+        if odd or (self.process_group.is_main_process and not saves):
+            what = f"{odd[0]!r} among them" if odd else "nothing that saves the run"
+            raise RunError(
+                f"{type(self).__name__}.build_callbacks returns {what}: "
+                f"return [*super().build_callbacks(), ...], a list of callbacks"
+            )
         callbacks = [*own, *self.hooks]
         run = Run(
             name=self.name,

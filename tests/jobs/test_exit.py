@@ -105,6 +105,15 @@ def test_a_missing_package_says_what_to_install(
     assert f"'torch' is not installed for {sys.executable}" in capsys.readouterr().err
 
 
+def test_a_package_that_misses_a_module_of_its_own_is_not_to_be_installed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "json.gone"
+    error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+    assert report(error) == 1
+    assert "is not installed" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "requirement, name",
     [

@@ -354,6 +354,22 @@ def test_an_extension_without_a_process_says_so() -> None:
         Empty.get_process()
 
 
+def test_a_misspelt_attribute_is_not_taken_for_a_process(
+    write_extension: Write,
+) -> None:
+    init = """
+        from toolkit.extension import Extension
+
+        class Copies(Extension):
+            uid, calback = "copies", ".callback:Copies"
+
+        AI_TOOLKIT_EXTENSIONS = [Copies]
+    """
+    table = discover([write_extension("copies", init)])
+    with pytest.raises(UserError, match=r"'copies' .* gives none of process, .* callb"):
+        table.find("copies", "callback")
+
+
 NAMED = """
     from toolkit.extension import Extension
     class First(Extension):
@@ -436,10 +452,16 @@ POINTS = """
     class Newer(Extension):
         uid, family, requires = "newer", ".family:FAMILY", ">=99"
 
+    class Other(Extension):
+        uid, family = "other", ".family:FAMILY"
+
+    class Made(Extension):
+        uid, family = "made", ".family:Terse"
+
     class Kind(Extension):
         uid, network = "terse", ".kind:KIND"
 
-    AI_TOOLKIT_EXTENSIONS = [Terse, Broken, Newer, Kind]
+    AI_TOOLKIT_EXTENSIONS = [Terse, Broken, Newer, Other, Made, Kind]
 """
 
 
@@ -456,7 +478,7 @@ def test_families_and_kinds_of_network_are_known_by_their_uid(
     monkeypatch.setenv("EXTENSIONS_PATH", str(package))
     family = family_named("terse")
     assert (family.title, family_of("TersePipeline")) == ("Terse", family)
-    assert {"broken", "newer"}.isdisjoint(family_names())
+    assert {"broken", "newer", "other", "made"}.isdisjoint(family_names())
     assert ModelConfig(name_or_path="a/b", arch="T-erse:tag").arch == "terse"
     assert (
         NetworkConfig(type="terse").size() == "rank 16, alpha 16 (not given: the rank)"
@@ -464,6 +486,8 @@ def test_families_and_kinds_of_network_are_known_by_their_uid(
     assert KINDS["terse"].shapes is KINDS["lora"].shapes and "terse" not in KINDS
     told = capsys.readouterr().err
     assert told.count("No module named") == 1 and told.count("needs Atelier >=99") == 1
+    assert told.count("its arch is 'terse', and the extension's uid 'other'") == 1
+    assert told.count("Terse'> is not an object of toolkit.models.families:Model") == 1
     assert "terse (network)" in discover().render()
     for section in (ModelConfig, NetworkConfig):
         assert '"terse"' in json.dumps(section.model_json_schema())
@@ -558,6 +582,7 @@ def test_a_type_may_be_called_by_the_folder_of_its_process(
             "import cv9",
             "No module named 'cv9', a package of this extension",
         ),
+        ("from p import x", "p.py is in {folder}: write a dot before its name, '.p'."),
         (
             "from cv9.inner import x",
             "No module named 'cv9', a package of this extension",
@@ -590,6 +615,20 @@ def test_what_an_extension_lacks_is_blamed_on_the_extension(
     assert words.format(folder=folder) in str(caught.value)
     assert report(caught.value) == 1
     assert "requirements.txt" not in capsys.readouterr().err
+
+
+def test_a_class_is_named_by_its_module_and_its_name(write_extension: Write) -> None:
+    init = """
+        from toolkit.extension import Extension
+
+        class Dotted(Extension):
+            uid, process = "dotted", ".p.P"
+
+        AI_TOOLKIT_EXTENSIONS = [Dotted]
+    """
+    table = discover([write_extension("dotted", init)])
+    with pytest.raises(RunError, match=r"process = '\.p\.P' is not \"module:Class\""):
+        table.process_class("dotted")
 
 
 def test_what_a_library_of_an_extension_lacks_is_not(

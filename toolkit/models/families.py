@@ -428,6 +428,10 @@ class ModelFamily(ModelFacts, ABC):
         network: nn.Module = make(folder, arguments)
         return network
 
+    def size_fault(self) -> str:
+        """Why the sizes of its published models are not known; empty: they are."""
+        return ""
+
     @abstractmethod
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
         """The linear layers of the blocks, which are quantized, full name -> (inputs,
@@ -624,8 +628,13 @@ def title_of(model: ModelSection, family: ModelFamily) -> str:
 
 
 def published_families() -> list[ModelFamily]:
-    """The families that have published models."""
-    return [cast("ModelFamily", one) for one in families() if one.published]
+    """The families that have published models, and whose sizes are written: an
+    extension may be at work on its `shapes_file`."""
+    return [
+        one
+        for one in cast("Iterator[ModelFamily]", families())
+        if one.published and not one.size_fault()
+    ]
 
 
 def published_names() -> set[str]:

@@ -18,9 +18,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
+
+from pydantic import BaseModel, ValidationError, create_model
 
 from toolkit.config.sections.model_files import read_model_json
 from toolkit.contracts.data import Size
@@ -193,7 +195,7 @@ class DiffusersFamily(ModelFamily):
 
     def __init__(self) -> None:
         """Raises UserError for facts that are missing, misspelt or impossible."""
-        if faults := " ".join(self._faults()):
+        if faults := " ".join([*self._faults()] or self._impossible()):
             kind = f"{type(self).__module__}.{type(self).__qualname__}"
             raise UserError(f"{kind}: {faults} {FACTS_PAGE}")
 
@@ -217,6 +219,32 @@ class DiffusersFamily(ModelFamily):
         if self.lora_spelling not in LORA_SPELLINGS:
             hint = did_you_mean(self.lora_spelling, LORA_SPELLINGS)
             yield f"lora_spelling: {self.lora_spelling!r} is none. {hint}"
+        given = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name in facts - {*missing}
+            if not hasattr(value := inspect.getattr_static(self, name), "__get__")
+        }
+        try:
+            _fact_types().model_validate(given, strict=True)
+        except ValidationError as error:
+            for one in error.errors():
+                name = str(one["loc"][0])
+                yield f"{name}: {given[name]!r}: {one['msg']}."
+
+    def _impossible(self) -> Iterator[str]:
+        """Faults of facts that are all there and of their types."""
+        if self.size_multiple % self.token_side:
+            yield (
+                f"size_multiple: {self.size_multiple} is not a multiple of latent_scale times patch, "
+                f"{self.token_side}."
+            )
+        if not self.text_taps:
+            yield "text_taps: names no hidden state."
+        for name in ("lora_layers", "lora_outside"):
+            try:
+                re.compile(getattr(self, name))
+            except re.error as error:
+                yield f"{name}: {getattr(self, name)!r} is not a pattern: {error}."
 
     # ------------------------------------------------------------ config files
 
@@ -354,19 +382,30 @@ class DiffusersFamily(ModelFamily):
         """See `ModelSizeInfo`."""
         return published_units(self._written_shapes())
 
-    def _written_shapes(self) -> Path:
-        """`shapes_file`. Raises UserError with the command that writes it."""
+    def size_fault(self) -> str:
         if not self.shapes_file.is_file():
             kind = self.classes.get(self.trained_part)
             arguments = (
                 f"Path({str(self.shapes_file)!r}), {kind!r}, {list(self.block_lists)}"
             )
-            raise UserError(
+            return (
                 f"{self.shapes_file}: not written yet. In the program's folder: python -c \"from pathlib import Path; "
                 f"from toolkit.models.diffusers_model import write_shapes; write_shapes({arguments}, "
                 "published=dict())\" with the arguments of the transformer's config.json in dict(). See "
                 "docs/extending.md, 'A model family'."
             )
+        try:
+            sizes = _published(self.shapes_file)["sizes"]
+        except (ValueError, KeyError):
+            return f"{self.shapes_file}: not as write_shapes writes it. Delete it, and write it again."
+        if self.size and self.size not in sizes:
+            return f"{self.shapes_file} has no size {self.size!r}. {did_you_mean(self.size, sizes)}"
+        return ""
+
+    def _written_shapes(self) -> Path:
+        """`shapes_file`. Raises UserError where it has not the sizes."""
+        if fault := self.size_fault():
+            raise UserError(fault)
         return self.shapes_file
 
     def text_layers(
@@ -393,6 +432,15 @@ class DiffusersFamily(ModelFamily):
         return EncoderSize(
             text.linear_params - dropped, text.other_params, text.unused + dropped
         )
+
+
+@cache
+def _fact_types() -> type[BaseModel]:
+    """A model with a field for each fact, of its type here or in a base of
+    `DiffusersFamily`."""
+    hints = get_type_hints(DiffusersFamily).items()
+    facts: dict[str, Any] = {name: (kind, None) for name, kind in hints}
+    return create_model("Facts", **facts)
 
 
 def cut_note(count: int, most: int | None) -> str:

@@ -74,12 +74,25 @@ class Loss(Protocol):
 
 def _checked(loss_B: Tensor, t_B: Tensor, name: str) -> Tensor:
     """A loss as it is; raises RunError where it has not one number per sample."""
+    if not isinstance(loss_B, Tensor):
+        raise RunError(
+            f"the loss {name!r} is {loss_B!r}, and must be a tensor [B] that its function returns"
+        )
     if loss_B.shape != t_B.shape:
         raise RunError(
             f"the loss {name!r} has the shape {list(loss_B.shape)}, and must have one number per sample, "
             f"[{len(t_B)}]: end it with .flatten(1).mean(1)"
         )
     return loss_B
+
+
+def _refuse_constant(loss_B: Tensor, name: str) -> None:
+    """Raises RunError for a loss of which nothing can be learned."""
+    if not loss_B.requires_grad:
+        raise RunError(
+            f"the loss {name!r} does not depend on what is trained: compute it from a prediction, "
+            f"without .detach(), and outside of torch.no_grad()"
+        )
 
 
 class FlowMatchingStep(TrainStep[LatentBatch]):
@@ -160,6 +173,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
 
     def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
         losses = self(batch, backward.step)
+        _refuse_constant(losses.by_role[self.roles[0]], "loss")
         backward(losses.by_role, final=not self.extra_losses)
         if not self.extra_losses:
             return losses
@@ -167,6 +181,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         numbers = dict(losses.numbers)
         for index, name in enumerate(self.extra_losses, start=1):
             extra_B = self._extra(name, batch)
+            _refuse_constant(extra_B, name)
             backward(
                 dict.fromkeys(self.roles, extra_B),
                 final=index == len(self.extra_losses),

@@ -16,10 +16,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from extensions.sd_trainer.process import SdTrainerProcess
 from tests.extensions.sd_trainer.test_config import SEED_001
 from tests.running import lines, run_job, run_tool
 from toolkit.config.sections.model import ModelConfig
-from toolkit.errors import UserError
+from toolkit.errors import RunError, UserError
 from toolkit.files.log import IN_LOG, shown
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import family_for
@@ -566,3 +567,14 @@ def test_an_optimizer_that_cannot_be_resumed_is_refused_before_the_model_is_read
     whole = (tmp_path / "output" / "job" / "job.safetensors").read_bytes()
     run_job(write_job({**section, "resume": 1}))
     assert (tmp_path / "output" / "job" / "job.safetensors").read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_a_step_that_an_extension_does_not_return_is_named(
+    trainer, make_pictures, write_job, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(SdTrainerProcess, "make_step", lambda self: None)
+    job = write_job(trainer(make_pictures(tmp_path / "photos", "a")))
+    message = r"SdTrainerProcess\.make_step returns None: return the step of super"
+    with pytest.raises(RunError, match=message):
+        run_job(job)

@@ -356,6 +356,23 @@ def test_callbacks_are_told_once_of_a_failure_also_before_the_first_step(
     assert f"failed at {told}" in error["text"]
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (None, "None among them"),
+        ([3], "3 among them"),
+        ([], "nothing that saves the run"),
+    ],
+)
+def test_an_extension_cannot_forget_the_callbacks_that_save(
+    start, tmp_path: Path, monkeypatch, given: object, told: str
+) -> None:
+    monkeypatch.setattr(Trainer, "build_callbacks", lambda self: given)
+    message = rf"AutoencoderProcess\.build_callbacks returns {told}: return \[\*super"
+    with pytest.raises(RunError, match=message):
+        start()
+
+
 def test_what_its_steps_have_made_is_gone_once_it_has_run(start, monkeypatch) -> None:
     """A job keeps its processes, and the next one needs the memory."""
     jobs = []

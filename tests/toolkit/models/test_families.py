@@ -21,6 +21,7 @@ from toolkit.models.families import (
     download_of,
     family_for,
     model_bytes,
+    published_families,
     title_of,
     yet_to_come,
 )
@@ -320,3 +321,22 @@ def test_the_size_of_a_model_is_that_of_its_files_where_they_are_here(
             file.truncate(size)  # takes no space on the disk
     text = (folder / "text_encoder" / "model.safetensors").stat().st_size
     assert model_bytes(ModelConfig(name_or_path=str(folder))) == 3_000_001_000 + text
+
+
+def test_a_family_without_written_sizes_disturbs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "__init__": "from toolkit.extension import Extension\n"
+        "class Small(Extension):\n    uid, family = 'small', '.family:FAMILY'\n"
+        "AI_TOOLKIT_EXTENSIONS = [Small]\n",
+        "family": "from tests.small_parts import SmallFamily\n"
+        "class Small(SmallFamily):\n    published = {'a/small': 'Small'}\n"
+        "FAMILY = Small()\n",
+    }
+    usual = published_families()
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path))
+    assert family_for(ModelConfig(name_or_path="a/small")).size_fault()
+    assert published_families() == usual

@@ -51,6 +51,27 @@ class Bare(DiffusersFamily):
         ),
         (
             SmallFamily,
+            {"pipelines": "SmallPipeline", "text_length": "256", "block_lists": "ab"},
+            r"(?s)(?=.*pipelines: 'SmallPipeline': Input .* tuple\.)(?=.*text_length: '256': Input .* integer\.)"
+            r".*block_lists: 'ab': 'str' instances",
+        ),
+        (
+            SmallFamily,
+            {"size_multiple": 12, "text_taps": [], "lora_layers": "(attn"},
+            r"size_multiple: 12 is not a multiple of latent_scale times patch, 8\. text_taps: .* pattern: missing \)",
+        ),
+        (
+            SmallFamily,
+            {"shapes_file": Path("shapes.json"), "size": "2b"},
+            r"shapes\.json has no size '2b'\.",
+        ),
+        (
+            SmallFamily,
+            {"shapes_file": Path("damaged.json")},
+            r"damaged\.json: not as write_shapes writes it\. Delete it",
+        ),
+        (
+            SmallFamily,
             {},
             r"not written yet.*write_shapes\(Path\('no_such_folder.*Lumina2Transformer2DModel.*\['noise_refiner'",
         ),
@@ -70,6 +91,7 @@ def test_a_fact_that_cannot_be_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("shapes.json").write_text(json.dumps(SHAPES), encoding="utf-8")
+    Path("damaged.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=message):
         family = type("Mine", (base,), facts)()
         layers = [*family.linear_layers(Path("no_such_folder"))]

@@ -92,7 +92,8 @@ def test_the_loss_is_the_mean_squared_distance_to_the_velocity() -> None:
 def test_a_loss_of_an_extension_takes_its_place_and_has_one_number_per_sample() -> None:
     step = FlowMatchingStep(FakeModel(0.5), seed=1)
     batch = make_batch(LATENTS, loss_weight_B=torch.tensor([1.0, 2.0, 0.0]))
-    step.loss = lambda predicted_BCHW, target_BCHW, t_B, mask_B1HW: t_B + 1
+    weight = torch.ones((), requires_grad=True)
+    step.loss = lambda predicted_BCHW, target_BCHW, t_B, mask_B1HW: weight * (t_B + 1)
     losses = step(batch)
     expected_B = (losses.per_sample["t"] + 1) * batch.loss_weight_B
     assert torch.equal(losses.by_role[NETWORK], expected_B)
@@ -101,8 +102,16 @@ def test_a_loss_of_an_extension_takes_its_place_and_has_one_number_per_sample() 
         assert not final
 
     backward.step = 0
-    step.extra_losses["mine"] = lambda batch, x_t_BCHW, t_B: t_B.mean()
-    with pytest.raises(RunError, match=r"'mine' has the shape \[\], .* \[3\]"):
+    for mine, told in (
+        (torch.ones(()), r"'mine' has the shape \[\], .* \[3\]"),
+        (None, "'mine' is None, and must be a tensor"),
+        (torch.ones(3), "'mine' does not depend on what is trained"),
+    ):
+        step.extra_losses["mine"] = lambda batch, x_t_BCHW, t_B, mine=mine: mine
+        with pytest.raises(RunError, match=told):
+            step.backward(batch, backward)
+    step.loss = lambda predicted_BCHW, target_BCHW, t_B, mask_B1HW: t_B
+    with pytest.raises(RunError, match="'loss' does not depend"):
         step.backward(batch, backward)
 
 
