@@ -132,10 +132,9 @@ def _hint_at_missing_module(error: BaseException) -> None:
     match = re.match(r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name)
     # A package that is there lacks a module of its own, which nobody can install.
     top, dot, _ = name.partition(".")
-    is_there = bool(dot) and top in sys.modules
     if (
         match
-        and (quoted or (match[0] == name and not is_there))
+        and (quoted or (match[0] == name and not (dot and top in sys.modules)))
         and match[0].split(".")[0] not in OWN_PACKAGES
     ):
         of_others = "(A package of an extension: see the extension's README.)"

@@ -225,10 +225,6 @@ class RegisteredExtension:
             (kind for kind in KINDS if getattr(self.extension, kind, "")), "process"
         )
 
-    def own(self) -> list[type[Any]]:
-        """Its class and the bases of it that are not the program's."""
-        return [one for one in self.extension.__mro__ if one is not Extension]
-
     def version_fault(self) -> str:
         """That this version is not one of those that the extension `requires`; empty
         where it is."""
@@ -431,7 +427,12 @@ class ExtensionTable:
                 f"{uid!r} is a {same[0].kind}, not a {kind}: it belongs in {belongs}."
             ]
             what = ("process", "get_process", *KINDS)
-            if not any(vars(kin).get(one) for kin in same[0].own() for one in what):
+            if not any(
+                vars(base).get(one)
+                for base in same[0].extension.__mro__
+                if base is not Extension
+                for one in what
+            ):
                 lines = [
                     f"{uid!r} ({same[0].folder}) gives none of {', '.join(what)}: "
                     f"correct the name of its attribute."

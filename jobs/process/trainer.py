@@ -602,14 +602,12 @@ class Trainer(BaseTrainProcess):
         """The `Run` before its first step. The program's callbacks are made on rank 0
         only."""
         own = self.build_callbacks() if self.process_group.is_main_process else []
-        kinds = own if isinstance(own, list) else [own]
-        odd = [one for one in kinds if not isinstance(one, Callback)]
-        saves = any(isinstance(one, SaveCallback) for one in kinds)
-        if odd or (self.process_group.is_main_process and not saves):
-            what = f"{odd[0]!r} among them" if odd else "nothing that saves the run"
+        if self.process_group.is_main_process and not any(
+            isinstance(one, SaveCallback) for one in own or ()
+        ):
             raise RunError(
-                f"{type(self).__name__}.build_callbacks returns {what}: "
-                f"return [*super().build_callbacks(), ...], a list of callbacks"
+                f"{type(self).__name__}.build_callbacks returns {own!r}, without what saves the run: "
+                f"return [*super().build_callbacks(), ...]"
             )
         callbacks = [*own, *self.hooks]
         run = Run(
