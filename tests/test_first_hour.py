@@ -350,6 +350,7 @@ ELSEWHERE: dict[str, str] = {
     "Write inductor, or leave it out": "toolkit/memory/test_compiling.py",
     "Write enabled: false, or install that": "toolkit/memory/test_compiling.py",
     "is the name for pip; in Python the package is called": "toolkit/test_class_source.py",
+    "write a dot before its name": "toolkit/test_extension.py",
     ". Write 'prompts: ": f"{CONFIG}/sections/test_prompts.py",
     "names several images in a row, in ": f"{DATA}/scan/test_dataset_layouts.py",
     "wrote. Write it as Parquet: python": f"{DATA}/scan/test_dataset_layouts.py",

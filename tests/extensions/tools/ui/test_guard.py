@@ -383,7 +383,7 @@ def test_the_printed_address_opens_the_page_and_a_bookmark_stays(
             urlopen(first.address)
         assert answer.value.code == 401
         browser.open(f"{first.address}/system")
-        assert "new one at each start" in browser.text()
+        assert "new at each start" in browser.text()
         browser.open(printed(first))
         browser.wait_for("document.title.startsWith('Trainings')")
         assert browser.run("return location.search") == "", "it leaves the history"
