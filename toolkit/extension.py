@@ -93,7 +93,7 @@ OBJECTS = {
     "family": "toolkit.models.families:ModelFamily",
     "network": "toolkit.contracts.network_kinds:NetworkKind",
 }
-"""The classes of what is not named by its class, but as an object."""
+"""Kind -> the class of the object that an extension gives for it."""
 
 
 class Extension:

@@ -342,7 +342,7 @@ def tee_output(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        end_status()  # while standard output is that of the status
+        end_status()  # while standard output still writes the status line
         for tee in tees:
             tee.close_line()
         is_reported = isinstance(error, UserError | RunError | Interrupted)

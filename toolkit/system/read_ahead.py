@@ -71,13 +71,13 @@ def thread_map(
 
 
 _TIMED = 100
-"""Small files between two looks at the clocks."""
+"""Files of a chunk whose reading is timed."""
 
 _LITTLE_S = 0.01
-"""Seconds for which the files of one look may always be waited for."""
+"""Seconds that a chunk may always wait for the disk."""
 
 _MUCH_S = 0.5
-"""CPU seconds that the small files of one look never take: images are decoded."""
+"""CPU seconds above which a chunk is not of small files: images are decoded."""
 
 
 def map_small_files(
@@ -85,21 +85,22 @@ def map_small_files(
 ) -> Iterator[Found]:
     """The results of `read`, which reads a small file, for many things, in order.
 
-    Files that the system has in memory are read in this thread: several would pass
-    Python's lock on at each read, which takes longer than to read. From where the disk
-    is waited for, or the files take much work, they are read by `thread_map`.
+    Files that the system has in memory are read in this thread: several
+    would hand Python's lock over at each read, which takes longer than the read. After
+    a chunk that waits for the disk, or takes much work, `thread_map` reads the others.
 
     >>> list(map_small_files(abs, [3, -1, -2]))
     [3, 1, 2]
     """
     done = 0
-    waits = False
-    while done < len(things) and not waits:
+    needs_threads = False
+    while done < len(things) and not needs_threads:
         begun, cpu_begun = time.perf_counter(), time.thread_time()
         results = [read(thing) for thing in things[done : done + _TIMED]]
         cpu_seconds = time.thread_time() - cpu_begun
         waited = time.perf_counter() - begun - cpu_seconds
-        waits = waited > cpu_seconds + _LITTLE_S or cpu_seconds > _MUCH_S
+        is_waiting = waited > cpu_seconds + _LITTLE_S
+        needs_threads = is_waiting or cpu_seconds > _MUCH_S
         done += len(results)
         yield from results
     yield from thread_map(read, things[done:])

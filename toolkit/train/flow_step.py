@@ -87,7 +87,7 @@ def _checked(loss_B: Tensor, t_B: Tensor, name: str) -> Tensor:
 
 
 def _refuse_constant(loss_B: Tensor, name: str) -> None:
-    """Raises RunError for a loss of which nothing can be learned."""
+    """Raises RunError for a loss without a gradient."""
     if not loss_B.requires_grad:
         raise RunError(
             f"the loss {name!r} does not depend on what is trained: compute it from a prediction, "

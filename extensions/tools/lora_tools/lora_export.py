@@ -144,8 +144,8 @@ class Format:
     """Key of a DoRA's norms of output rows [O, 1]."""
 
     has_own_prefix: bool = False
-    """Whether the prefix is that of the model's own spelling, by which ComfyUI finds
-    all layers."""
+    """Whether the model's own spelling gives the prefix, with which ComfyUI finds all
+    layers."""
 
     is_fused: bool = False
     """Whether layers that are one layer in ComfyUI's weights (`lora_formats.ROWS_OF`)

@@ -74,8 +74,8 @@ def model_card(
 
 
 def _options(family: ModelFamily) -> dict[str, Any]:
-    """Arguments of the pipeline whose defaults are not those of the model. An empty
-    negative prompt is a default; FLUX.2 [klein]'s pipeline takes no other."""
+    """Arguments for which the pipeline's defaults do not suit the model. An empty
+    negative prompt is a default, and FLUX.2 [klein]'s pipeline takes none."""
     if family.empty_negative:
         return {"negative_prompt": family.empty_negative}
     if family.sample_sigmas:

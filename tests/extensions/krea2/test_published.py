@@ -70,7 +70,7 @@ def test_publish_writes_a_notice_and_warns_of_the_name_and_the_text(
 
 
 def test_the_card_of_the_turbo_has_its_steps_and_no_guidance(run: Path) -> None:
-    """The defaults of the pipeline are those of Raw."""
+    """The pipeline's defaults are for Raw."""
     index = run.parents[1] / "model" / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"is_distilled": True}))
     run_tool("publish", [run, "--repo", "me/krea-mine", "--preview", "preview"])

@@ -159,9 +159,9 @@ def _looked_at(
     are_many = len(unread) > READ_WHOLE
     if are_many:
         unread = [image for image in images if not image.facts]
+    inspect = inspect_header if are_many else inspect_image
 
     def look(image: ImageFile) -> ImageInfo | str:
-        inspect = inspect_header if are_many else inspect_image
         try:
             return image.listing.no_files.get(image.name) or inspect(image.path)
         except ImageError as error:
