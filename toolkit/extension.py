@@ -95,6 +95,12 @@ OBJECTS = {
 }
 """Kind -> the class of the object that an extension gives for it."""
 
+OWN = {
+    "family": "toolkit.registry:FAMILIES",
+    "network": "toolkit.contracts.network_kinds:OWN_KINDS",
+}
+"""Kind -> the table of the program's own, whose names no extension can take."""
+
 
 class Extension:
     """One process type, callback, tracker, model family or kind of network: a uid, and
@@ -225,9 +231,11 @@ class RegisteredExtension:
             (kind for kind in KINDS if getattr(self.extension, kind, "")), "process"
         )
 
-    def version_fault(self) -> str:
-        """That this version is not one of those that the extension `requires`; empty
-        where it is."""
+    def fault(self) -> str:
+        """Why it cannot be used: its uid is one of the program's own, or this version
+        none of those that it `requires`. Empty where it can."""
+        if self.kind in OWN and self.uid in load_object(OWN[self.kind]):
+            return f"extension {self.folder}: {self.kind} {self.uid!r} is the program's own. Give it another uid."
         requires = getattr(self.extension, "requires", "")
         if not requires:
             return ""
@@ -405,7 +413,7 @@ class ExtensionTable:
         named = self._named(uid, kind)
         same = [extension for extension in self._found if extension.uid == uid]
         if len(named) == 1:
-            if fault := named[0].version_fault():
+            if fault := named[0].fault():
                 raise UserError(fault)
             return named[0]
         if named:
@@ -573,7 +581,7 @@ class ExtensionTable:
         rows = [("type", "name", "folder")]
         for extension in self.found:
             kind = "" if extension.kind == "process" else f" ({extension.kind})"
-            if fault := extension.version_fault():
+            if fault := extension.fault():
                 kind += f", refused: {fault}"
             rows.append((extension.uid, extension.name + kind, str(extension.folder)))
         for folder in self.skipped:
@@ -599,7 +607,7 @@ class ExtensionTable:
         broken += [
             {"folder": str(one.folder), "reason": fault}
             for one in self.found
-            if (fault := one.version_fault())
+            if (fault := one.fault())
         ]
         return {
             "extensions": found,

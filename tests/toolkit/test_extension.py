@@ -461,7 +461,13 @@ POINTS = """
     class Kind(Extension):
         uid, network = "terse", ".kind:KIND"
 
-    AI_TOOLKIT_EXTENSIONS = [Terse, Broken, Newer, Other, Made, Kind]
+    class Taken(Extension):
+        uid, family = "qwen_image", ".family:FAMILY"
+
+    class TakenKind(Extension):
+        uid, network = "dora", ".kind:KIND"
+
+    AI_TOOLKIT_EXTENSIONS = [Terse, Broken, Newer, Other, Made, Kind, Taken, TakenKind]
 """
 
 
@@ -488,6 +494,8 @@ def test_families_and_kinds_of_network_are_known_by_their_uid(
     assert told.count("No module named") == 1 and told.count("needs Atelier >=99") == 1
     assert told.count("its arch is 'terse', and the extension's uid 'other'") == 1
     assert told.count("Terse'> is not an object of toolkit.models.families:Model") == 1
+    for taken in ("family 'qwen_image'", "network 'dora'"):
+        assert told.count(f"{taken} is the program's own. Give it another uid.") == 1
     assert "terse (network)" in discover().render()
     for section in (ModelConfig, NetworkConfig):
         assert '"terse"' in json.dumps(section.model_json_schema())
