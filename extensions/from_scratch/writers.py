@@ -26,7 +26,7 @@ from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE
 from extensions.from_scratch.pixels import Picture
 from extensions.from_scratch.trainer import TrainedVae
 from toolkit.config.sections.output import SaveIntervalConfig
-from toolkit.files.run_files import best_stem, step_stem
+from toolkit.files.run_files import stem_of
 from toolkit.files.writing import atomic_write_dir
 from toolkit.models.parts import CUSTOM_PIPELINE, INDEX, place_file, place_parts
 from toolkit.networks.full import FullNetwork
@@ -65,13 +65,7 @@ class FolderWriter(ABC):
     ) -> Callable[[], list[Path]]:
         """Copies the weights of `<name>_<step>/`, or of `<name>/` (None: the end) or
         `<name>_best/`. The result writes the folder and returns its path."""
-        if step is None:
-            stem = run.name
-        elif step == "best":
-            stem = best_stem(run.name)
-        else:
-            stem = step_stem(run.name, step)
-        path = run.folder / stem
+        path = run.folder / stem_of(run.name, step)
         write_into = self.copied(run)
 
         def write() -> list[Path]:

@@ -31,7 +31,7 @@ from toolkit.config.sections.stored_quantization import KEY as QUANTIZATION
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network import Network
 from toolkit.contracts.training import TrainState
-from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, best_stem, step_stem
+from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, stem_of
 from toolkit.files.safetensors_io import as_os_error
 from toolkit.files.writing import atomic_write_dir, write_json
 from toolkit.models.families import family_for
@@ -170,12 +170,7 @@ class LoraWriter:
     def files(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, bool]:
         """The files of a step (as in `snapshot`) -> whether the file has the raw
         weights (`Role.weights`)."""
-        if step is None:
-            stem = run.name
-        elif step == "best":
-            stem = best_stem(run.name)
-        else:
-            stem = step_stem(run.name, step)
+        stem = stem_of(run.name, step)
         raw_of_file = {run.folder / f"{stem}{self.suffix}": False}
         if run.roles[NETWORK].ema and "raw" in self.section.save.also:
             raw_of_file[run.folder / f"{stem}_raw{self.suffix}"] = True

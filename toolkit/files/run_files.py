@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import (
@@ -217,6 +217,19 @@ def best_stem(name: str) -> str:
     'maya_best'
     """
     return f"{name}_best"
+
+
+def stem_of(name: str, step: int | Literal["best"] | None) -> str:
+    """The name, without its ending, of the weights of a step; None: of the end.
+
+    >>> stem_of("maya", 250), stem_of("maya", "best"), stem_of("maya", None)
+    ('maya_000000250', 'maya_best', 'maya')
+    """
+    if step is None:
+        return name
+    if step == "best":
+        return best_stem(name)
+    return step_stem(name, step)
 
 
 def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
