@@ -259,7 +259,7 @@ class TrainingSection(ProcessConfig):
     Example::
 
         folder = section.job_folder(JobContext(job.name))
-        images = section.images_per_step
+        starts_with_samples = section.draws_first()
     """
 
     training_folder: WritePathStr = Field(default="output", validate_default=True)
@@ -362,11 +362,6 @@ class TrainingSection(ProcessConfig):
             self.train.skip_first_sample
             or (self.sample and self.sample.sample_at_first is False)
         )
-
-    @property
-    def images_per_step(self) -> int:
-        """Images of an optimizer step, of all processes."""
-        return self.train.batch_size * self.train.gradient_accumulation
 
     @property
     def micro_batches_per_step(self) -> int:
