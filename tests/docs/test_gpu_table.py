@@ -77,7 +77,7 @@ def test_a_row_is_the_job_of_new_and_its_plan(
         {"gradient_checkpointing": level} if level != "auto" else {}
     )
     memory = plan_job(job, card=str(least)).processes[0].memory
-    assert memory and f"{memory.device_bytes / 1e9:.1f}" == peak
+    assert memory and f"{memory.peak_bytes / 1e9:.1f}" == peak
 
 
 def test_a_row_that_a_page_lacks_is_written_without_a_peak() -> None:

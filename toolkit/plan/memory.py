@@ -277,11 +277,6 @@ class MemoryEstimate:
         return self.peak.total
 
     @property
-    def device_bytes(self) -> int:
-        """Peak on a device, in bytes; 0 on the CPU."""
-        return self.peak_bytes if self.on_device else 0
-
-    @property
     def host_bytes(self) -> int:
         """Peak in main memory, in bytes."""
         return sum(self.host.values()) if self.on_device else self.peak_bytes

@@ -173,7 +173,7 @@ def test_the_smallest_gpus_have_room_for_large_images_in_all_phases(
         "training",
         "sampling",
     }
-    assert (memory.device_bytes > 2.5e9) and memory.level == "block_offload"
+    assert (memory.peak_bytes > 2.5e9) and memory.level == "block_offload"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_job_of_pairs_fits_the_gpu_it_is_written_for(
     text = written_job("zuzu", "after", "", model.id, gpu, pairs, "make it so")
     memory = plan_job(loaded(text, tmp_path)).processes[0].memory
     assert memory and min(memory.fitting()) <= model.cards[gpu].least_gb
-    assert memory.device_bytes <= gpu * 1e9
+    assert memory.peak_bytes <= gpu * 1e9
 
 
 PUBLISHED = {
