@@ -214,16 +214,6 @@ def peak_flops(device: torch.device) -> float:
     return CYCLES * per_cycle * properties.multi_processor_count
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that tensors took on a CUDA device since `reset_peak_memory`."""
-    return torch.cuda.max_memory_allocated(device)
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Restarts the measurement of `peak_memory`."""
-    torch.cuda.reset_peak_memory_stats(device)
-
-
 def configure_cuda(
     device: torch.device, allow_tf32: bool, cudnn_benchmark: bool
 ) -> None:

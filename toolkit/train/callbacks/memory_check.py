@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from toolkit.system.device import peak_memory, reset_peak_memory
 from toolkit.train.run import Callback, Run
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,9 @@ def memory_check(
     """The check, where memory can be measured; resets the peak of a GPU. predict: as of
     `MemoryEstimateCheck`."""
     if device.type == "cuda":
-        reset_peak_memory(device)
-        return [MemoryEstimateCheck(predict, lambda: peak_memory(device), True)]
+        torch.cuda.reset_peak_memory_stats(device)
+        peak = partial(torch.cuda.max_memory_allocated, device)
+        return [MemoryEstimateCheck(predict, peak, True)]
     if STATUS.exists():
         return [MemoryEstimateCheck(predict, peak_resident, False)]
     return []
