@@ -75,7 +75,8 @@ class Autoencoder:
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Pixels [B, 3, sH, sW] of latents as `encode` gives them. Not clamped: a clamp
         has no gradient outside."""
-        raise NotImplementedError
+        pixels_B3HW: Tensor = self.module.decode(latents_BCHW).sample
+        return pixels_B3HW
 
     def start(self) -> None:
         """Corrects random weights whose initial variance does not fit images."""
@@ -88,12 +89,11 @@ class Autoencoder:
     def encoder_parameters(self) -> Iterable[str]:
         """Names of the parameters that the latents depend on."""
         of_encoder = ("encoder.", "quant_conv.")
-        names = [
+        return [
             name
             for name, _ in self.module.named_parameters()
             if name.startswith(of_encoder)
         ]
-        return names
 
     def last_layer(self) -> Tensor:
         """The weight of the decoder's last layer."""
@@ -186,10 +186,6 @@ class KlAutoencoder(Autoencoder):
         distribution = self.module.encode(pixels_B3HW).latent_dist
         return distribution.mean, distribution.logvar
 
-    def decode(self, latents_BCHW: Tensor) -> Tensor:
-        pixels_B3HW: Tensor = self.module.decode(latents_BCHW).sample
-        return pixels_B3HW
-
     def logvar_bias(self) -> Tensor | None:
         layer = self.module.quant_conv or self.module.encoder.conv_out
         bias_C: Tensor = layer.bias[self.module.config.latent_channels :]
@@ -262,10 +258,6 @@ class TinyAutoencoder(Autoencoder):
 
     def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.module.encode(pixels_B3HW).latents, None
-
-    def decode(self, latents_BCHW: Tensor) -> Tensor:
-        pixels_B3HW: Tensor = self.module.decode(latents_BCHW).sample
-        return pixels_B3HW
 
     def last_layer(self) -> Tensor:
         weight: Tensor = self.module.decoder.layers[-1].weight
