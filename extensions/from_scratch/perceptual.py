@@ -139,10 +139,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise UserError(
             f"losses.lpips_backbone: {file} cannot be read ({reason})."
         ) from error
-    tensors = {
+    return {
         name: tensor for name, tensor in contents.items() if isinstance(tensor, Tensor)
     }
-    return tensors
 
 
 def _unit(features_BCHW: Tensor) -> Tensor:

@@ -143,11 +143,10 @@ class NetworkKind:
 
     def extra_kwargs(self, section: object) -> dict[str, Any]:
         """The arguments named in `settings`, from a `network:` section."""
-        kwargs = {
+        return {
             argument: attrgetter(key)(section)
             for argument, key in self.settings.items()
         }
-        return kwargs
 
     def layer_shapes(
         self, section: NetworkSection, inputs: int, outputs: int, frozen: bool = False

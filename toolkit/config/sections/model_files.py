@@ -209,12 +209,11 @@ def single_files(model: ModelSection) -> dict[str, Path]:
 def whole_files(model: ModelSection) -> dict[str, Path]:
     """`single_files`, of those that stand for all weights of their part in the model
     folder."""
-    files = {
+    return {
         part: file
         for part, file in single_files(model).items()
         if part != "vae" or not is_decoder_only(file)
     }
-    return files
 
 
 def vae_file(path: str) -> str:
