@@ -151,17 +151,16 @@ def _listed(folder: Path) -> dict[str, Any]:
     return read_object(manifest) if manifest.stat().st_size <= MOST_MANIFEST else {}
 
 
-def why_not_kept(cache: Path, needed: int, entry_folder: Path | None = None) -> str:
-    """The reason why an entry of this many bytes is not written. Empty: it is written,
-    or exists. entry_folder: its folder."""
-    return _room_for(cache, needed, entry_folder)[1]
+def why_not_kept(cache: Path, needed: int) -> str:
+    """The reason why a new entry of this many bytes is not written. Empty: it is."""
+    return _room_for(cache, needed)[1]
 
 
 def _room_for(
-    cache: Path, needed: int, entry_folder: Path | None
+    cache: Path, needed: int, entry_folder: Path | None = None
 ) -> tuple[list[KeptEntry], str]:
     """The entries that are deleted to make room, and the reason where even that is not
-    enough."""
+    enough. entry_folder: of an entry that stays."""
     free = free_space(cache / MODELS)
     lacks = needed + LEAST_FREE - free
     going = list[KeptEntry]()

@@ -450,19 +450,12 @@ def _unknown_word(name: str) -> str:
     return (letters[:1] + re.sub(r"[aeiou]", "", letters[1:]))[:6].ljust(4, "x")
 
 
-def unused_name(ui: Ui, name: str, text_of: Callable[[str], str] | None = None) -> str:
-    """A name like this one that no run and no job file has.
-
-    text_of: makes the text of the job of a name. A file with this text belongs to the
-    same job, whose button was pressed twice, so its name can be used.
-    """
+def unused_name(ui: Ui, name: str) -> str:
+    """A name like this one that no run and no job file has."""
     stem = re.sub(r"_\d+$", "", name)
     for candidate in (name, *(f"{stem}_{number}" for number in range(2, 10_000))):
         file = ui.jobs / f"{candidate}{_YAML[0]}"
-        is_taken = file.exists()
-        if is_taken and text_of is not None:
-            is_taken = text_of(candidate) != read_job(file)
-        if not is_taken and not (ui.output / candidate).exists():
+        if not file.exists() and not (ui.output / candidate).exists():
             return candidate
     return name
 
