@@ -122,7 +122,11 @@ def tool_command(
         names = [name for name in given if name in OF_MERGING or name in PARTS]
         given = {name: given[name] for name in names}
     words = [tool, *positional]
-    notes = [_left_out(script) for script, _ in scripts[1:]]
+    one = "one command is read at a time. Give it by itself"
+    notes = [
+        f"{script} is left out: {NOT_NEEDED.get(script, one)}."
+        for script, _ in scripts[1:]
+    ]
     strengths = given.pop("lora_multiplier", [])
     words += _model(given, tool, known[tool])
     if tool == "generate" and "control_image_path" in given:
@@ -151,11 +155,6 @@ def _why_not(name: str, tool: str, known: Collection[str]) -> str:
     said = (row.says for row in rows if row and row.says and row.how != "converted_to")
     reason = next(said, f"{tool} has none")
     return f"{reason.removesuffix(' Leave it out.').rstrip('.')}."
-
-
-def _left_out(script: str) -> str:
-    """The line of a script that stands behind the one that is read."""
-    return f"{script} is left out: {NOT_NEEDED.get(script, 'one command is read at a time. Give it by itself')}."
 
 
 def _grouped(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

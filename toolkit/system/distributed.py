@@ -110,7 +110,8 @@ class ProcessGroup:
         self.local_rank = env.local_rank
         self.is_main_process = env.is_main_process
         self.is_single_process = env.is_single_process
-        self._machine = env.first_rank_here
+        # The rank of the first process of this machine identifies the machine.
+        self._machine = env.rank - env.local_rank
         self._store = store
         self._store_calls = Queue[Callable[[], None]]()
         self._store_timeout_s = 60 * RENDEZVOUS_TIMEOUT_MIN

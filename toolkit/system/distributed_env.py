@@ -19,8 +19,8 @@ class DistributedEnv:
     """Rank, world size and local rank of this process.
 
     >>> env = DistributedEnv(rank=9, world_size=16, local_rank=1)
-    >>> env.first_rank_here, env.is_main_process
-    (8, False)
+    >>> env.is_main_process, env.is_single_process
+    (False, False)
     """
 
     rank: int = 0
@@ -40,11 +40,6 @@ class DistributedEnv:
     @property
     def is_main_process(self) -> bool:
         return self.rank == 0
-
-    @property
-    def first_rank_here(self) -> int:
-        """Rank of the first process of this machine. It identifies the machine."""
-        return self.rank - self.local_rank
 
     @property
     def is_single_process(self) -> bool:

@@ -64,10 +64,6 @@ JOB_KEYS = {
 """Flags that users expect of this command -> the key of the job that it writes."""
 
 
-def _in_the_job(key: str) -> str:
-    return f"It is a key of the job that this command writes: change '{key}' there."
-
-
 class NewConfig(ToolConfig):
     """`type: new`: writes a job that trains a character or a style on a folder of
     images, or an edit on pairs of them, based on the example for this GPU, then checks
@@ -80,7 +76,10 @@ class NewConfig(ToolConfig):
     positional: ClassVar[tuple[str, ...]] = ("job_name", "folder")
 
     common_words: ClassVar = {
-        **{word: _in_the_job(key) for word, key in JOB_KEYS.items()},
+        **{
+            word: f"It is a key of the job that this command writes: change '{key}' there."
+            for word, key in JOB_KEYS.items()
+        },
         "name": "The name is the first word, without a flag: new NAME FOLDER.",
     }
 

@@ -228,7 +228,10 @@ class PictureMaker:
             "steps": prompt.steps,
             "flow_shift": prompt.flow_shift,
             "lightning": fast,
-            "reference": [_named_file(path) for path in references],
+            "reference": [
+                {"path": str(path), "sha256": sha256_of(Path(path).expanduser())}
+                for path in references
+            ],
             "lora": [asdict(lora) for lora in loras],
             "model": self.config.model_dump(mode="json", exclude_unset=True),
             "base": self.base,
@@ -375,10 +378,6 @@ class PictureMaker:
             raise UserError(
                 f"{self.folder}: {need}, the disk has {readable_size(free)} free. Give another folder."
             )
-
-
-def _named_file(path: str) -> dict[str, str]:
-    return {"path": str(path), "sha256": sha256_of(Path(path).expanduser())}
 
 
 @contextmanager
