@@ -639,11 +639,10 @@ class FlowTrainerConfig(RolesSection):
                 yield Diagnostic(("optimizers", role), message)
 
     def _check_text(self) -> Iterator[Diagnostic]:
-        text = self.model.text_encoder
         if (
             self.model.has_random_text()
             and not self.trains_text()
-            and not text.allow_random
+            and not self.model.text_encoder.allow_random
         ):
             yield Diagnostic(
                 ("model", "text_encoder", "train"),

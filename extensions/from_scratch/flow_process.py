@@ -301,12 +301,11 @@ class FlowTrainerProcess(RolesTrainer):
         settings = self.section.train
         group = self.process_group
         parameters = network.parameters()
-        steps = self.plan.optimizer_steps
         group.broadcast(list(parameters.values()))
         role = build_role(
             optimizer_section,
             parameters,
-            steps,
+            self.plan.optimizer_steps,
             self.seed,
             group,
             settings.ema_config,
@@ -341,14 +340,12 @@ class FlowTrainerProcess(RolesTrainer):
     # ------------------------------------------------------------ the loop
 
     def fit(self, run: Run) -> None:
-        settings = self.section.train
         model = self.model
-        uses = self.plan.samples_per_epoch
-        named = FlowSettings.named_in(settings)
+        named = FlowSettings.named_in(self.section.train)
         flow = FlowStep(
             model,
             self.seed,
-            samples_per_epoch=uses,
+            samples_per_epoch=self.plan.samples_per_epoch,
             roles=tuple(self.networks),
             **named,
         )
@@ -399,10 +396,9 @@ class FlowTrainerProcess(RolesTrainer):
             batch.latents_BCHW, batch.prompts, batch.control_latents
         )
         train = self.section.train
-        transformer = model.network_module
         number = DTYPE_BYTES[train.dtype]
         stored = DTYPE_BYTES[self.section.weights_dtype()]
-        weights = sum(p.numel() for p in transformer.parameters())
+        weights = sum(p.numel() for p in model.network_module.parameters())
         blocks = len(model.blocks())
         work = StepShape(
             tokens=tokens,

@@ -106,10 +106,9 @@ class JointLoader:
         """The batch on the CPU. Raises RunError for a file that cannot be read any
         more."""
         dataset = self.encoded.dataset
-        encoder = dataset.encoder
         items = [dataset.items[index] for index in spec.items]
         try:
-            references = tuple(encoder.reference_pixels(item) for item in items)
+            references = tuple(dataset.encoder.reference_pixels(item) for item in items)
         except ImageError as error:
             raise RunError(f"{error}. It was changed since the run began.") from error
         return JointBatch(

@@ -178,7 +178,6 @@ class RolesTrainer(ImageTrainer):
         parameters = trained_parameters(trained.autoencoder, self.training.model.train)
         if not parameters:
             raise RunError("model.train: nothing of the autoencoder is trained.")
-        ema = self.section.train.ema_config
         roles = {
             VAE: build_role(
                 self.section.role_optimizer(VAE),
@@ -186,7 +185,7 @@ class RolesTrainer(ImageTrainer):
                 steps,
                 self.seed,
                 group,
-                ema,
+                self.section.train.ema_config,
             )
         }
         scale = trained.scale

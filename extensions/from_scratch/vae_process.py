@@ -153,8 +153,7 @@ class VaeTrainerProcess(RolesTrainer):
         return Validation(measure, identity, lambda: by_image)
 
     def samples(self) -> Samples | None:
-        settings = self.section.sample
-        if settings is None or self.section.train.disable_sampling:
+        if self.section.sample is None or self.section.train.disable_sampling:
             return None
         pictures = self._drawn()
         return Samples(

@@ -119,9 +119,8 @@ def _files_of_others(section: DiffusionSection) -> dict[str, Any]:
 
     used: dict[str, Any] = {}
     if model.quantize and model.accuracy_recovery_adapter:
-        recovery = model.accuracy_recovery_adapter
         used["accuracy_recovery_adapter"] = named(
-            recovery, "model", "accuracy_recovery_adapter"
+            model.accuracy_recovery_adapter, "model", "accuracy_recovery_adapter"
         )
     if model.base_loras:
         used["base_loras"] = []

@@ -277,14 +277,13 @@ class SdTrainerProcess(ImageTrainer):
         in_one = SingleFileWriter if self.section.network.trains_model else LoraWriter
         kind = ModelFolderWriter if self.saves_folders else in_one
         optimizer = self.roles[NETWORK].optimizer
-        steps = self.plan.optimizer_steps
         newest = family_for(self.section.model).lora_spelling
         spelling = SPELLINGS[self.resumption.record_spelling(newest, STORED.name)]
         metadata = job_metadata(
             self.section,
             self.meta,
             self.name,
-            steps,
+            self.plan.optimizer_steps,
             self.seed,
             optimizer,
             self.plan,

@@ -584,16 +584,14 @@ class Trainer(BaseTrainProcess):
                 replace(samples, draw=keep.timed(samples.draw)) if samples else None
             )
             times = [keep]
-        compiled = self.programs.used
-        folder = self.save_root
         callbacks = standard_callbacks(
             self.section,
-            folder,
+            self.save_root,
             status,
             writer,
             validation,
             samples,
-            compiled,
+            self.programs.used,
             self.now,
         )
         return [*callbacks, *times]

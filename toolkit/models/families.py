@@ -739,11 +739,10 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
     the published model.
     """
     name = model.name_or_path
-    revision = model.revision
     given = whole_files(model)
     if not next(yet_to_come(model, job), None):
         return None
-    total = listed_bytes(name, revision, given)
+    total = listed_bytes(name, model.revision, given)
     if total is None and published_family(name):
         total = (
             published_bytes(family_for(model), model.folder(), given) or CONFIG_BYTES

@@ -47,7 +47,6 @@ def select_target_modules(
     include_patterns = network.include_patterns
     exclude_patterns = network.exclude_patterns
     only_if_contains = network.network_kwargs.only_if_contains
-    ignore_if_contains = network.network_kwargs.ignore_if_contains
     included = {
         name for pattern in include_patterns for name in matching(pattern, names)
     }
@@ -61,7 +60,7 @@ def select_target_modules(
     def is_chosen(name: str) -> bool:
         if only_if_contains and not any(part in name for part in only_if_contains):
             return False
-        if any(part in name for part in ignore_if_contains):
+        if any(part in name for part in network.network_kwargs.ignore_if_contains):
             return False
         if name in included:
             return True

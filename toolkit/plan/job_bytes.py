@@ -365,7 +365,6 @@ class _Inputs:
 
 
 def _model_bytes(inputs: _Inputs) -> ModelBytes:
-    model = inputs.section.model
     facts = inputs.facts
     blocks = facts.stored(facts.linear_params, inputs.qtype, inputs.weight_bytes)
     others = facts.other_params * inputs.weight_bytes
@@ -393,7 +392,7 @@ def _model_bytes(inputs: _Inputs) -> ModelBytes:
             facts.tabulated_weights, inputs.qtype, inputs.weight_bytes
         ),
         table_row=facts.row_numbers * inputs.number_bytes,
-        swapped_blocks=min(model.blocks_to_swap, facts.blocks),
+        swapped_blocks=min(inputs.section.model.blocks_to_swap, facts.blocks),
         is_mapped=is_mapped,
         unsure_disk=unsure_disk(cache / MODELS) if is_mapped else "",
         shards=inputs.shards,

@@ -150,10 +150,9 @@ def _whole_encoder(job: JobBytes) -> Bytes:
 def loading(job: JobBytes, choice: Choice) -> Bytes:
     """Bytes while the last block is loaded, which is in its original precision until it
     is quantized or sharded."""
-    model = job.model
     parts = weights(job, choice, buffers=0) | _encoders_on_device(job.encoders)
     parts[Part.QUANTIZED_BLOCK] = _being_quantized(job, choice)
-    parts[Part.FILE] = model.file_of_block
+    parts[Part.FILE] = job.model.file_of_block
     return parts
 
 

@@ -624,8 +624,7 @@ _NAMED_COLOURS = 5
 
 def colour_notes(data: ImageData) -> Iterator[str]:
     """How many images are converted to sRGB, and from what, the most frequent first."""
-    images = data.scan.converted
-    counts = Counter(image.colours for image in images).most_common()
+    counts = Counter(image.colours for image in data.scan.converted).most_common()
     if not counts:
         return
     (name, first), *others = counts

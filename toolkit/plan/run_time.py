@@ -252,7 +252,6 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
     of the device; empty: the CPU."""
     model = section.model
     train = section.train
-    network = section.network
     trained = [group for group in groups if not group.held_out]
     uses = max(1, sum(group.uses for group in trained))
     pixels = sum(group.uses * prod(group.bucket) for group in trained) / uses
@@ -262,7 +261,7 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
         gpu or "CPU",
         model.name_or_path,
         model.qtype if model.quantize else train.dtype,
-        f"{network.type} of {count_trainable_params(section).weights:,}",
+        f"{section.network.type} of {count_trainable_params(section).weights:,}",
         train.checkpointing_level(),
         f"swap {model.blocks_to_swap}",
         f"{train.batch_size} x {train.gradient_accumulation}",

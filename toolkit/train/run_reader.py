@@ -703,11 +703,10 @@ def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
 def list_dataset_files(folder: Path) -> tuple[Path, ...]:
     """Hashes of the datasets of a run, `dataset-<hash>.json`: one file for each version
     of the dataset."""
-    prefix = run_files.DATASET_PREFIX
     files = [
         path
         for path in _entries(folder)
-        if path.name.startswith(prefix) and path.suffix == ".json"
+        if path.name.startswith(run_files.DATASET_PREFIX) and path.suffix == ".json"
     ]
     return tuple(files)
 

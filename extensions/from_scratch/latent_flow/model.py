@@ -193,11 +193,10 @@ class LatentFlowModel(FolderModel):
     def count_cut(self, prompts: Iterable[str]) -> int:
         """The number of these prompts that have more than `max_tokens` tokens."""
         tokenizer = self.part("tokenizer")
-        most = self.family.max_tokens
         count = 0
         for prompt in prompts:
             tokens = tokenizer(prompt, verbose=False)["input_ids"]
-            count += len(tokens) > most
+            count += len(tokens) > self.family.max_tokens
         return count
 
     def _embeds(self, prompts: PromptEmbeds) -> Tensor:

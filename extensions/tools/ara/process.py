@@ -158,10 +158,9 @@ class AraProcess(BaseExtensionProcess):
             sums[name] = sums[name] + squares_I if name in sums else squares_I
             rows[name] += len(x_MI)
 
-        network = model.network_module
         names = self._family.linear_layers(self.section.model.files_folder())
         hooks = [
-            network.get_submodule(name).register_forward_pre_hook(
+            model.network_module.get_submodule(name).register_forward_pre_hook(
                 partial(observe, name)
             )
             for name in names

@@ -97,13 +97,12 @@ class GenerateProcess(BaseExtensionProcess):
         loras: Sequence[LoraFile],
     ) -> None:
         """Warns where files that the image was generated with have changed."""
-        given = self.section.model_fields_set
         then = read_settings(Path(self.section.like).expanduser())
         now = next(pictures(self.section.resolved(), maker, items, loras)).settings
         changed = [
             file["path"]
             for key in ("reference", "lora")
-            if key not in given
+            if key not in self.section.model_fields_set
             for file, present in zip(then[key], now[key], strict=True)
             if file["sha256"] != present["sha256"]
         ]

@@ -92,10 +92,9 @@ class StreamLatents:
     def prompts(self, spec: BatchSpec) -> PromptEmbeds:
         """The texts of a batch. Raises RunError for one that the model has no room
         for."""
-        rules = self.stream.rules
         texts = [
             caption_for_use(
-                self._caption(item), rules, self._seed, spec.epoch, position
+                self._caption(item), self.stream.rules, self._seed, spec.epoch, position
             )
             for item, position in zip(spec.samples, spec.positions, strict=True)
         ]

@@ -94,8 +94,7 @@ class LayeredFamily(TextToImageFamily):
             for key in keys if config else ():
                 if key not in config:
                     path = folder / part / "config.json"
-                    title = self.title
-                    return f"{path}: has no {key}, so is of another model; a {title} has it. Copy the model again."
+                    return f"{path}: has no {key}, so is of another model; a {self.title} has it. Copy the model again."
         return super().config_error(folder)
 
     def prompt_fault(

@@ -53,7 +53,6 @@ def standard_callbacks(
     """The callbacks of a section. folder: of the run's files. prepare_weights: as of
     `SaveCallback`. compiled: whether blocks are. now: as of `StatusCallback`."""
     save = section.save
-    train = section.train
     settings = section.sample or SampleIntervalConfig()
     interval = Interval(*save.interval())
     keep = save.files_to_keep()
@@ -72,7 +71,7 @@ def standard_callbacks(
             settings.format,
             every,
             section.draws_first(),
-            train.force_first_sample,
+            section.train.force_first_sample,
         )
         actions["sample_now"] = sampling.sample_now
         callbacks.append(sampling)
