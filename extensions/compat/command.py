@@ -459,10 +459,11 @@ def with_flags(
 ) -> dict[str, ConfigNode]:
     """Options with those of a text in which a front end keeps flags for which it has no
     field."""
-    words = []
-    for command in commands(str(text.value)):
-        for word in command:
-            words.append(word._replace(at=text.value_at))
+    words = [
+        word._replace(at=text.value_at)
+        for command in commands(str(text.value))
+        for word in command
+    ]
     known = dict(given)
     for name, node in _flags(words, diagnostics).items():
         _add(known, name, node, diagnostics)

@@ -160,13 +160,10 @@ class Autoencoder:
     def config(self) -> dict[str, Any]:
         """The entries of config.json."""
         spade = {SPADE: True} if self.has_spade() else {}
-        values = {}  # none of the file itself
-        for key, value in self.module.config.items():
-            if key[0] != "_":
-                values[key] = value
         plain = {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in values.items()
+            for key, value in self.module.config.items()
+            if key[0] != "_"  # none of the file itself
         }
         return {"_class_name": type(self.module).__name__, **spade, **plain}
 

@@ -265,9 +265,9 @@ class FlowTrainerProcess(RolesTrainer):
         modules: dict[str, nn.Module] = {FLOW: model.network_module}
         if section.trains_text():
             modules[TEXT_ENCODER] = model.text_encoder
-        self.networks = {}
-        for role, module in modules.items():
-            self.networks[role] = self._network(role, module)
+        self.networks = {
+            role: self._network(role, module) for role, module in modules.items()
+        }
         settings = section.train
         if decide_compiling(settings.compile, self.device):
             compiled = settings.compile.for_sizes(self.data.has_several)
@@ -276,16 +276,17 @@ class FlowTrainerProcess(RolesTrainer):
         self.block_runner = BlockRunner(
             model, self.device, self._dtype, settings.checkpointing_level(), 0, compiled
         )
-        self.roles = {}
-        for role, network in self.networks.items():
-            self.roles[role] = self._role(role, network)
+        self.roles = {
+            role: self._role(role, network) for role, network in self.networks.items()
+        }
         self.trained = None
         if section.autoencoder:
             every = section.measure_every()
-            if every:
-                scale = LatentScale(model.autoencoder, self._measured(), every)
-            else:
-                scale = None
+            scale = (
+                LatentScale(model.autoencoder, self._measured(), every)
+                if every
+                else None
+            )
             self.trained = self.trained_vae(model.autoencoder, scale)
             self.roles |= self.vae_roles(self.trained)
 

@@ -84,12 +84,11 @@ def job_metadata(
         ours[f"ss_{key}"] = value if isinstance(value, dict | list) else str(value)
     for key, value in _modelspec(section, meta, name, plan).items():
         ours[f"modelspec.{key}"] = value
-    header = {}
     # Headers of safetensors hold strings only.
-    for key, value in redact_json({**meta, **ours}, by_key=True).items():
-        is_text = isinstance(value, str)
-        header[key] = value if is_text else json.dumps(value, ensure_ascii=False)
-    return header
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in redact_json({**meta, **ours}, by_key=True).items()
+    }
 
 
 def _size(section: DiffusionSection) -> dict[str, Any]:

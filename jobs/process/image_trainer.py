@@ -200,11 +200,12 @@ class ImageTrainer(Trainer):
                 "text_encoder": self.dataset.needs_text_encoder,
                 "vae": bool(self.sampler),
             }
-            parts = self.model.family.encoder_parts.items()
-            keep: list[str] = []
-            for encoder, names in parts:
-                if needed[encoder]:
-                    keep += names
+            keep = [
+                name
+                for encoder, names in self.model.family.encoder_parts.items()
+                if needed[encoder]
+                for name in names
+            ]
             self.model.unload_encoders(keep=keep)
 
     def _encode_dataset(self) -> None:

@@ -359,10 +359,11 @@ def parse_adapter_tensors(
     tensors = as_one_writer(tensors)
     settings = settings_of(source, tensors, metadata or {})
     fused = fused_layers(layers)
-    names = {}
-    for name in (*layers, *fused):
-        for spelling in (name, name.replace(".", "_")):
-            names[spelling] = name
+    names = {
+        spelling: name
+        for name in (*layers, *fused)
+        for spelling in (name, name.replace(".", "_"))
+    }
     grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
     key_of: dict[tuple[str, str], str] = {}
     unknown: list[str] = []

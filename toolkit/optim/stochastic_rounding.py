@@ -37,9 +37,11 @@ class PerParameterStepper:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self._group_of: dict[Tensor, int] = {}
-        for index, group in enumerate(optimizer.param_groups):
-            self._group_of.update(dict.fromkeys(group["params"], index))
+        self._group_of: dict[Tensor, int] = {
+            parameter: index
+            for index, group in enumerate(optimizer.param_groups)
+            for parameter in group["params"]
+        }
 
     def step(self, parameter: nn.Parameter, step_ok: Tensor | None = None) -> None:
         """The optimizer's step of `parameter` by its `grad`; all others stay as they

@@ -316,13 +316,12 @@ def group_items(
             uses[kind] += item.sample.repeats
             count[kind] += 1
             longest[kind] = max(longest.get(kind, 0), *map(len, item.sample.texts))
-    groups = []
-    for kind, number in count.items():
-        shape = kind._asdict()
-        groups.append(
-            ItemGroup(**shape, uses=uses[kind], longest=longest[kind], items=number)
+    return tuple(
+        ItemGroup(
+            **kind._asdict(), uses=uses[kind], longest=longest[kind], items=number
         )
-    return tuple(groups)
+        for kind, number in count.items()
+    )
 
 
 class _Kind(NamedTuple):

@@ -442,10 +442,11 @@ def _most_cut(crops: Crops) -> tuple[tuple[str, float], ...]:
     """(name, share) of the three images whose buckets cut off most; of files with the
     same name the most cut one."""
     worst = sorted(crops, key=_cut_share, reverse=True)[:3]
-    shares: dict[str, float] = {}
-    for crop in reversed(worst):
-        for file in reversed(crops[crop][:12]):
-            shares[os.path.basename(file)] = _cut_share(crop)
+    shares = {
+        os.path.basename(file): _cut_share(crop)
+        for crop in reversed(worst)
+        for file in reversed(crops[crop][:12])
+    }
     return tuple(sorted(shares.items(), key=lambda pair: -pair[1])[:3])
 
 

@@ -155,9 +155,8 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
                     f"{path}: {own_class} {error}. {_OTHER_CLASS}"
                 ) from error
         if role.ema:
-            start = {}  # the EMA where none was saved
-            for name in role.parameters:
-                start[name] = weights[name]
+            # the EMA where none was saved
+            start = {name: weights[name] for name in role.parameters}
             role.ema.load(averages or start, int(plain["ema_updates"]))
         if isinstance(role.schedule, Plateau) and "schedule" in plain:
             role.schedule.load_state_dict(plain["schedule"])

@@ -290,10 +290,10 @@ def _write_files(
             fsync(file)
         write_json(folder / STATE_FILE, snapshot.document)
         hashes[folder / STATE_FILE] = readers.submit(sha256_of, folder / STATE_FILE)
-    files = {}
-    for file in sorted(hashes):
-        size = file.stat().st_size
-        files[file.name] = {"size": size, "sha256": hashes[file].result()}
+    files = {
+        file.name: {"size": file.stat().st_size, "sha256": hashes[file].result()}
+        for file in sorted(hashes)
+    }
     form = FORMAT_ROWS if written else FORMAT
     write_json(
         folder / MANIFEST,

@@ -385,9 +385,8 @@ class _Passes:
             return
         roles = {name: self._run.roles[name] for name in shares}
         self._check_programs(roles, final)
-        first = {}  # of the roles with one loss the first has it
-        for name in reversed(shares):
-            first[id(losses[name])] = name
+        # of the roles with one loss the first has it
+        first = {id(losses[name]): name for name in reversed(shares)}
         for name, share in shares.items():
             self.losses.shares[name].append(share.detach())
         if self.is_last and final and not self._trial:

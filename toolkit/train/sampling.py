@@ -352,11 +352,10 @@ def layers_of(row: Image.Image, layers: int) -> list[Image.Image]:
     [(16, 16), (16, 16), (16, 16), (16, 16)]
     """
     width = row.width // layers
-    images = []
-    for index in range(layers):
-        left = index * width
-        images.append(row.crop((left, 0, left + width, row.height)))
-    return images
+    return [
+        row.crop((index * width, 0, (index + 1) * width, row.height))
+        for index in range(layers)
+    ]
 
 
 def write_layers(folder: Path, stem: str, row: Image.Image, layers: int) -> None:

@@ -193,11 +193,13 @@ class Captioner:
                 top_k=0 if is_drawn else None,
             )
         answers = tokens_BL[:, inputs_BL["input_ids"].shape[1] :].tolist()
-        captions = []
-        for ids in answers:
-            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            captions.append(Caption(text, cut=not set(stops) & set(ids)))
-        return captions
+        return [
+            Caption(
+                self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                cut=not set(stops) & set(ids),
+            )
+            for ids in answers
+        ]
 
     def _inputs(self, shown: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
         """The inputs of the model: input_ids_BL and attention_mask_BL, padded on the
