@@ -40,7 +40,12 @@ from toolkit.config.reading.field_types import (
     schema_of_list,
     seed_reader,
 )
-from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation
+from toolkit.config.reading.located import (
+    NOWHERE,
+    ConfigNode,
+    Diagnostics,
+    SourceLocation,
+)
 from toolkit.config.reading.normalise import Normaliser
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.reading.tool import ToolConfig
@@ -425,19 +430,16 @@ def check_references(
             yield Diagnostic(key, f"{error}")
 
 
-_NOWHERE = SourceLocation(0, 0)
-
-
 def read_lines(lines: Sequence[str]) -> tuple[SampleItem, ...]:
     """Prompts with flags. Raises ConfigErrors naming the flag."""
-    texts = [ConfigNode(line, (), _NOWHERE, _NOWHERE, text=line) for line in lines]
+    texts = [ConfigNode(line, (), NOWHERE, NOWHERE, text=line) for line in lines]
     return _read(_prompts(texts), Diagnostics("prompt"))
 
 
 def _prompts(texts: Sequence[ConfigNode]) -> ConfigNode:
     """These texts as the prompts of a `sample` section."""
-    samples = ConfigNode([*texts], ("prompts",), _NOWHERE, _NOWHERE)
-    return ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE)
+    samples = ConfigNode([*texts], ("prompts",), NOWHERE, NOWHERE)
+    return ConfigNode({"prompts": samples}, (), NOWHERE, NOWHERE)
 
 
 def read_file(path: Path) -> tuple[SampleItem, ...]:

@@ -30,6 +30,10 @@ class SourceLocation(NamedTuple):
     """Name of another file that the config names; empty: the config itself."""
 
 
+NOWHERE = SourceLocation(0, 0)
+"""The place of a node that stands in no file."""
+
+
 @dataclass(frozen=True)
 class ConfigNode:
     """A mapping, list or scalar of the config file.

@@ -21,16 +21,14 @@ import yaml
 from toolkit.config.reading.changes import NAME, put
 from toolkit.config.reading.foreign import kept_file
 from toolkit.config.reading.located import (
+    NOWHERE,
     ConfigNode,
     Diagnostics,
     KeyPath,
-    SourceLocation,
 )
 from toolkit.config.reading.yaml_reader import read_yaml, scalar_kind
 from toolkit.errors import ConfigErrors
 from toolkit.files.redact import REDACTED, is_secret, redact
-
-_NOWHERE = SourceLocation(0, 0)
 
 
 def saved_text(
@@ -53,7 +51,7 @@ def saved_text(
             _dump(named, None) if rewrite or new_name else _redacted(text, root)
         )
     if new_name is not None:
-        node = ConfigNode(new_name, (), _NOWHERE, _NOWHERE)
+        node = ConfigNode(new_name, (), NOWHERE, NOWHERE)
         root, path = put(root, NAME, node)
         changed = [*changed, path]
     if rewrite:

@@ -28,6 +28,7 @@ from toolkit.config.reading.field_types import AUTO_OR_BOOL, SWITCH
 from toolkit.config.reading.foreign import foreign_keys
 from toolkit.config.reading.loader import check_processes, read_process
 from toolkit.config.reading.located import (
+    NOWHERE,
     ConfigNode,
     Diagnostics,
     KeyPath,
@@ -46,8 +47,6 @@ from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import moved_examples
 from toolkit.version import COMMAND
-
-_NOWHERE = SourceLocation(0, 0)
 
 
 class ToolConfig(ProcessConfig):
@@ -469,7 +468,7 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
                 _scalar(text, place, is_text(item_annotation(annotation)))
                 for text in value
             ]
-            node = ConfigNode(children, (place,), _NOWHERE, _NOWHERE)
+            node = ConfigNode(children, (place,), NOWHERE, NOWHERE)
         else:
             node = _scalar(value, place, is_text(annotation))
         *above, last = key.split(".")
@@ -481,13 +480,13 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
                 else part
             )
             section = section.setdefault(
-                part, ConfigNode({}, (at,), _NOWHERE, _NOWHERE)
+                part, ConfigNode({}, (at,), NOWHERE, NOWHERE)
             ).value
         section[last] = node
-    return ConfigNode(entries, (), _NOWHERE, _NOWHERE)
+    return ConfigNode(entries, (), NOWHERE, NOWHERE)
 
 
 def _scalar(text: str, place: str, text_only: bool) -> ConfigNode:
     """text_only: the key takes text, whatever it looks like (`--prompt 7`)."""
     value = text if text_only else scalar_value(text)
-    return ConfigNode(value, (place,), _NOWHERE, _NOWHERE, text=text, plain=True)
+    return ConfigNode(value, (place,), NOWHERE, NOWHERE, text=text, plain=True)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from toolkit.config.reading.located import (
+    NOWHERE,
     ConfigNode,
     Diagnostics,
     KeyPath,
@@ -26,8 +27,6 @@ from toolkit.config.reading.yaml_faults import quoted, syntax_fault
 from toolkit.files.redact import is_common, is_secret_variable
 from toolkit.files.safetensors_io import LENGTH_BYTES
 from toolkit.files.writing import read_source
-
-_NOWHERE = SourceLocation(0, 0)
 
 # A string, a line comment, a block comment (perhaps unfinished), or a tab between
 # tokens.
@@ -74,7 +73,7 @@ def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
     """The file as text, with line breaks as LF and without a byte order mark. Raises
     ConfigErrors where it is missing, not UTF-8, binary or cannot be read."""
     if kind := binary_kind(path):
-        diagnostics.fatal(_NOWHERE, (), kind)
+        diagnostics.fatal(NOWHERE, (), kind)
     try:
         return (
             read_source(path)
@@ -84,12 +83,12 @@ def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
         )
     except FileNotFoundError:
         diagnostics.fatal(
-            _NOWHERE, (), f"does not exist (working directory: {Path.cwd()})"
+            NOWHERE, (), f"does not exist (working directory: {Path.cwd()})"
         )
     except UnicodeDecodeError as error:
         diagnostics.fatal(*_wrong_encoding(error))
     except OSError as error:
-        diagnostics.fatal(_NOWHERE, (), f"cannot be read: {error.strerror}")
+        diagnostics.fatal(NOWHERE, (), f"cannot be read: {error.strerror}")
 
 
 def _wrong_encoding(error: UnicodeDecodeError) -> tuple[SourceLocation, KeyPath, str]:
