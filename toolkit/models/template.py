@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 IMAGE_PAD = "<|image_pad|>"
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
+"""The rest of a turn of the chat that the text encoders were trained on:
+`chat_template` of their tokenizer_config.json."""
 
 
 class Template(NamedTuple):

@@ -40,6 +40,7 @@ from toolkit.models.loading import (
     reading,
 )
 from toolkit.models.single_file import HEAD, shards_of, text_encoder_name
+from toolkit.models.template import IMAGE_PAD, SUFFIX
 from toolkit.system import seeding
 from toolkit.system.device import (
     DTYPES,
@@ -53,7 +54,6 @@ ENCODER, TOKENIZER, PROCESSOR = "text_encoder", "tokenizer", "processor"
 """Subfolders of a captioner's parts in a diffusers folder; a transformers folder has no
 subfolders."""
 
-IMAGE_PAD = "<|image_pad|>"
 END = "<|im_end|>"
 PAD = "<|endoftext|>"
 MARKERS = ("<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", IMAGE_PAD, PAD)
@@ -67,9 +67,6 @@ CHATS = {
 """Kind of model -> the beginning of the names of its classes, and of its chat."""
 
 PICTURE = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
-AFTER = "<|im_end|>\n<|im_start|>assistant\n"
-"""The rest of one turn of the chat that the model was trained on: `chat_template` of
-its tokenizer_config.json."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +211,7 @@ class Captioner:
         tokens = patches.floor_divide(self.processor.merge_size**2).tolist()
         counts = iter(tokens)
         question = self._encode(self.section.question(), plain=True)
-        after = self._encode(AFTER)
+        after = self._encode(SUFFIX)
         rows = []
         for entry in shown:
             pads = (IMAGE_PAD * next(counts) for _ in entry)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from toolkit.contracts.data import EMBEDS
 from toolkit.models import vl_prompts
-from toolkit.models.template import IMAGE_PAD
+from toolkit.models.template import IMAGE_PAD, SUFFIX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
 USER = "<|im_start|>user\n"
-SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 REFERENCE = "<image{}><|vision_start|>{}<|vision_end|>"
 
 SLOTS = "slots"

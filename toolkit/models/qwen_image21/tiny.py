@@ -18,8 +18,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 )
 
 from toolkit.models.qwen_image21.family import QwenImage21Family
-from toolkit.models.qwen_image21.prompts import REFERENCE, SUFFIX, SYSTEM, USER
-from toolkit.models.template import IMAGE_PAD
+from toolkit.models.qwen_image21.prompts import REFERENCE, SYSTEM, USER
+from toolkit.models.template import IMAGE_PAD, SUFFIX
 from toolkit.models.tiny import (
     HEAD_DIM,
     ROPE_AXES,
