@@ -24,14 +24,10 @@ from toolkit.errors import (
     UserError,
     with_short_words,
 )
-from toolkit.files.log import end_status, escape_controls, of_an_error
+from toolkit.files.log import OWN_PACKAGES, end_status, escape_controls, of_an_error
 from toolkit.files.redact import redact_text
 from toolkit.shortage import shortage
 from toolkit.system.environment import damaged_copy, lack_of
-
-OWN_PACKAGES = ("toolkit", "jobs", "extensions")
-"""A module missing from these is an error in code; nothing that could be installed
-brings it."""
 
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 OF_THE_SYSTEM = (
@@ -135,6 +131,7 @@ def _hint_at_missing_module(error: BaseException) -> None:
     if (
         match
         and (quoted or (match[0] == name and not (dot and top in sys.modules)))
+        # nothing that could be installed brings a module of these
         and match[0].split(".")[0] not in OWN_PACKAGES
     ):
         of_others = "(A package of an extension: see the extension's README.)"

@@ -39,7 +39,7 @@ from tests.faults.nursery import Child, Nursery
 from tests.html_browser import Browser, opened_browser
 from tests.processes import environment, free_port
 from toolkit import extension
-from toolkit.files.log import OWN_LOGGERS
+from toolkit.files.log import OWN_PACKAGES
 from toolkit.models import kept
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def heard() -> Iterator[list[str]]:
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
-    loggers = [logging.getLogger(name) for name in OWN_LOGGERS]
+    loggers = [logging.getLogger(name) for name in OWN_PACKAGES]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)

@@ -492,9 +492,9 @@ def end_status() -> None:
 
 _last_drawn: StatusLine | None = None
 
-OWN_LOGGERS = ("toolkit", "jobs", "extensions")
-"""Loggers of the program's own modules; extensions in other folders have further
-ones."""
+OWN_PACKAGES = ("toolkit", "jobs", "extensions")
+"""The program's own packages, whose loggers have their names; extensions in other
+folders have further ones."""
 
 
 IN_LOG = "in_log"
@@ -548,13 +548,13 @@ def shown() -> Iterator[None]:
     """
     global _is_shown
     _is_shown = True
-    for name in (*OWN_LOGGERS, *_others):
+    for name in (*OWN_PACKAGES, *_others):
         _show(name)
     try:
         yield
     finally:
         _is_shown = False
-        for name in (*OWN_LOGGERS, *_others):
+        for name in (*OWN_PACKAGES, *_others):
             logger = logging.getLogger(name)
             logger.removeHandler(_handler)
             logger.setLevel(logging.NOTSET)

@@ -26,6 +26,7 @@ from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.errors import RunError, UserError
 from toolkit.files import now
 from toolkit.memory.quantized_products import with_gradient
+from toolkit.number_types import FP8_QTYPES
 from toolkit.system.device import is_out_of_memory
 from toolkit.system.nvidia import NO_C_COMPILER, has_c_compiler
 
@@ -47,7 +48,6 @@ WITHOUT_GRAPHS = {
 serves all blocks. Their weights have different addresses, so a graph would be recorded
 again for each block, and with block swap at each call."""
 
-FLOAT8_QTYPES = ("float8", "fp8_scaled")
 
 FLOAT8_CAPABILITY = (8, 9)
 """The first GPUs for which Triton converts float8_e4m3fn (fp8e4nv; Ada): pytorch
@@ -120,7 +120,7 @@ def _lack(settings: CompileConfig, device: torch.device, qtype: str) -> _Lack | 
 def _unable(device: torch.device, qtype: str) -> str:
     """Why inductor cannot compile blocks of this type for this GPU; empty where it
     can."""
-    if device.type != "cuda" or qtype not in FLOAT8_QTYPES:
+    if device.type != "cuda" or qtype not in FP8_QTYPES:
         return ""
     capability = torch.cuda.get_device_capability(device)
     if capability >= FLOAT8_CAPABILITY:

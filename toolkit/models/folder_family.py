@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from pydantic import BaseModel, ValidationError, create_model
 
-from toolkit.config.sections.model_files import read_model_json
+from toolkit.config.sections.model_files import AGAIN, read_model_json
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import LORA_SPELLINGS, DynamicShift
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits
@@ -77,7 +77,6 @@ PROCESSOR_FILES = "preprocessor_config.json|processor_config.json"
 
 FACTS_PAGE = "docs/extending.md has the table of facts."
 
-AGAIN = "Copy or download the model again."
 
 Shapes = dict[str, tuple[int, int]]
 """Name of a linear layer -> (inputs, outputs)."""

@@ -34,7 +34,7 @@ can."""
 
 CAPTIONER_TYPES = ("qwen2_5_vl", "qwen3_vl")
 
-_AGAIN = "Copy or download the model again."
+AGAIN = "Copy or download the model again."
 
 SAME_CLASSES = {"Qwen2_5_VLProcessor": "Qwen2VLProcessor"}
 """Class of a part -> the class in `ModelFacts.classes` that does the same."""
@@ -415,7 +415,7 @@ class ModelFolder:
         pipeline = read_model_json(self.index, default={}).get("_class_name")
         if not isinstance(pipeline, str) or not pipeline:
             raise UserError(
-                f"{self.index}: has no '_class_name', so it is not a model index. {_AGAIN}"
+                f"{self.index}: has no '_class_name', so it is not a model index. {AGAIN}"
             )
         return pipeline
 
@@ -484,14 +484,14 @@ class ModelFolder:
                     and part != "tokenizer"
                     and SAME_CLASSES.get(name, name) != expected
                 ):
-                    return f"{place}: {part} is {name!r}, of another model; a {family.title} has {expected!r}. {_AGAIN}"
+                    return f"{place}: {part} is {name!r}, of another model; a {family.title} has {expected!r}. {AGAIN}"
             for key, value in family.settings.items():
                 of_part, name = key.split("/")
                 if of_part == part and config.get(name, value) != value:
                     return (
                         f"{path}: {name}: "
                         f"{json.dumps(config[name])} is of another model; a {family.title} has {json.dumps(value)}. "
-                        f"{_AGAIN}"
+                        f"{AGAIN}"
                     )
         return ""
 
@@ -534,7 +534,7 @@ class ModelFolder:
             return str(error)
         except OSError as error:  # a folder that may not be entered
             path = Path(error.filename or self.path)
-            return f"{path}: {explained(path, error, 'not readable', _AGAIN)}"
+            return f"{path}: {explained(path, error, 'not readable', AGAIN)}"
 
     def learned_sizes(self) -> list[tuple[int, int]]:
         """Width and height of the images that a model has seen which began with random
@@ -646,12 +646,12 @@ def read_model_json(
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: {explained(path, error, 'not readable', _AGAIN)}"
+            f"{path}: {explained(path, error, 'not readable', AGAIN)}"
         ) from error
     if isinstance(content, dict):
         return content
     if default is None:
-        raise UserError(f"{path}: holds no JSON object. {_AGAIN}")
+        raise UserError(f"{path}: holds no JSON object. {AGAIN}")
     return default
 
 
@@ -711,15 +711,15 @@ def weight_files(part: Path) -> list[Path]:
         or not weight_map
         or not all(isinstance(n, str) for n in weight_map.values())
     ):
-        raise UserError(f"{index}: has no 'weight_map' from weights to files. {_AGAIN}")
+        raise UserError(f"{index}: has no 'weight_map' from weights to files. {AGAIN}")
     names = sorted(set(weight_map.values()))
     if outside := [name for name in names if Path(name).name != name or "\\" in name]:
         raise UserError(
-            f"{index}: {outside[0]!r} is not the name of a file beside it. {_AGAIN}"
+            f"{index}: {outside[0]!r} is not the name of a file beside it. {AGAIN}"
         )
     if missing := [name for name in names if not (part / name).is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{part}: missing weight files: {missing[0]}{more}. {_AGAIN}")
+        raise UserError(f"{part}: missing weight files: {missing[0]}{more}. {AGAIN}")
     return [part / name for name in names]
 
 
