@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import to_json
 
 from extensions.from_scratch.autoencoder_config import CONFIG, AutoencoderConfig
-from toolkit.config.reading.located import ConfigNode, KeyPath, SourceLocation, dotted
+from toolkit.config.reading.located import NOWHERE, ConfigNode, KeyPath, dotted
 from toolkit.config.reading.validate import explain
 from toolkit.config.sections.model_files import (
     ORIGINAL_MODEL,
@@ -214,9 +214,12 @@ def _as_written(value: Any, path: KeyPath) -> ConfigNode:
         }
     elif isinstance(value, list):
         inside = [_as_written(item, (*path, index)) for index, item in enumerate(value)]
-    at = SourceLocation(0, 0)
     return ConfigNode(
-        inside, path, at, at, text="" if inside is not value else json.dumps(value)
+        inside,
+        path,
+        NOWHERE,
+        NOWHERE,
+        text="" if inside is not value else json.dumps(value),
     )
 
 
