@@ -264,8 +264,7 @@ def list_runs(folder: Path) -> tuple[RunInfo, ...]:
     """
     jobs = _folders_in(folder)
     processes = [inner for job in jobs for inner in _folders_in(job)]
-    runs = [_info(path) for path in sorted([*jobs, *processes]) if _is_run(path)]
-    return tuple(runs)
+    return tuple(_info(path) for path in sorted([*jobs, *processes]) if _is_run(path))
 
 
 def runs_in(folder: Path) -> tuple[RunInfo, ...]:
@@ -679,36 +678,31 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
 
     by_step = run_files.step_files(folder, name)
     best = run_files.final_files(folder, run_files.best_stem(name))
-    files = [
-        of(path, "step", step) for step in sorted(by_step) for path in by_step[step]
-    ]
-    for path in best:
-        files.append(of(path, "best", run_files.step_in(path)))
-    for path in run_files.final_files(folder, name):
-        files.append(of(path, "final", run_files.step_in(path)))
-    return tuple(files)
+    final = run_files.final_files(folder, name)
+    return (
+        *(of(path, "step", step) for step in sorted(by_step) for path in by_step[step]),
+        *(of(path, "best", run_files.step_in(path)) for path in best),
+        *(of(path, "final", run_files.step_in(path)) for path in final),
+    )
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
     """The checkpoints of a run by ascending step, good or not. Their sizes are compared
     with the manifest; their hashes are not."""
-    checkpoints = []
-    for path in checkpoint_folders(checkpoint_dir(folder)):
-        size = _size(path)
-        problem = verify(path, by_hash=False)
-        checkpoints.append(Checkpoint(path, step_of(path), size, problem))
-    return tuple(checkpoints)
+    return tuple(
+        Checkpoint(path, step_of(path), _size(path), verify(path, by_hash=False))
+        for path in checkpoint_folders(checkpoint_dir(folder))
+    )
 
 
 def list_dataset_files(folder: Path) -> tuple[Path, ...]:
     """Hashes of the datasets of a run, `dataset-<hash>.json`: one file for each version
     of the dataset."""
-    files = [
+    return tuple(
         path
         for path in _entries(folder)
         if path.name.startswith(run_files.DATASET_PREFIX) and path.suffix == ".json"
-    ]
-    return tuple(files)
+    )
 
 
 def _entries(folder: Path) -> list[Path]:
