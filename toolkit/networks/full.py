@@ -70,20 +70,15 @@ class FullNetwork(Network):
 
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
-        # a parameter of several modules is trained under its first name
-        tied: set[int] = set()
-        for target in self.targets:
-            module = model.get_submodule(target)
-            for name, parameter in module.named_parameters(recurse=False):
-                if id(parameter) in tied:
-                    continue
-                tied.add(id(parameter))
-                parameter.requires_grad_(True)
-                if is_sharded(parameter):
-                    trained = local_shard_parameter(parameter)
-                else:
-                    trained = parameter
-                self._parameters[f"{target}.{name}".lstrip(".")] = trained
+        chosen = {target: model.get_submodule(target) for target in self.targets}
+        for name, parameter in _parameters_of(chosen):
+            parameter.requires_grad_(True)
+            if is_sharded(parameter):
+                trained = local_shard_parameter(parameter)
+            else:
+                trained = parameter
+            self._parameters[name] = trained
+        for module in chosen.values():
             cast_on_use(module, self.dtype)
         # The modules are kept here: the modulation cache may remove frozen ones from
         # the model later.
@@ -121,7 +116,7 @@ class FullNetwork(Network):
     def sharded_params(self) -> dict[str, RowShard]:
         return {
             name: shard_of(parameter)
-            for name, parameter in self._of_model()
+            for name, parameter in _parameters_of(self._modules)
             if is_sharded(parameter)
         }
 
@@ -130,18 +125,26 @@ class FullNetwork(Network):
         under the model's own names."""
         return (
             self._buffers
-            | {name: local_rows(parameter) for name, parameter in self._of_model()}
+            | {
+                name: local_rows(parameter)
+                for name, parameter in _parameters_of(self._modules)
+            }
             | weights
         )
 
-    def _of_model(self) -> Iterator[tuple[str, nn.Parameter]]:
-        tied: set[int] = set()
-        for name, module in self._modules.items():
-            for parameter_name, parameter in module.named_parameters(recurse=False):
-                if id(parameter) in tied:
-                    continue
-                tied.add(id(parameter))
-                yield f"{name}.{parameter_name}".lstrip("."), parameter
+
+def _parameters_of(
+    modules: Mapping[str, nn.Module],
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of modules without their children, by dotted name; one of several
+    modules has its first name."""
+    tied: set[int] = set()
+    for name, module in modules.items():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in tied:
+                continue
+            tied.add(id(parameter))
+            yield f"{name}.{parameter_name}".lstrip("."), parameter
 
 
 def modules_with_weights(model: nn.Module) -> list[str]:
