@@ -248,8 +248,7 @@ def _blocks(entries: Entries) -> int:
     }
     try:
         model = ModelConfig.model_validate({"name_or_path": "", **given})
-        family = families.family_for(model)
-        return family.block_count(model.files_folder())
+        return families.family_for(model).block_count(model.files_folder())
     except (ValidationError, UserError):  # other rules say so
         return families.published_families()[0].block_count(Path())
 

@@ -521,8 +521,7 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
     pictures = section.sample_pictures()
     if section.train.disable_sampling or not pictures or section.sample is None:
         return "samples: none"
-    first = pictures[0]
-    steps, guidance = steps_and_guidance(first, family)
+    steps, guidance = steps_and_guidance(pictures[0], family)
     images = (
         f"1 image in {steps} steps"
         if len(pictures) == 1

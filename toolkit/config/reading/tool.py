@@ -377,8 +377,7 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     diagnostics = FlagDiagnostics(parser.prog, model)
     root = map_paths(_root(uid, model, given), moved_examples())
     process = read_process(0, root, lambda _: model, Normaliser(diagnostics))
-    job = JobContext(uid)
-    check_processes([process], job, diagnostics)
+    check_processes([process], JobContext(uid), diagnostics)
     diagnostics.raise_errors()
     assert process is not None  # its type is known
     text = json.dumps(
