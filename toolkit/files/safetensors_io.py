@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from toolkit.errors import UserError
-from toolkit.files.unreadable import GIT_LFS, explained
+from toolkit.files.unreadable import AGAIN, GIT_LFS, explained
 from toolkit.files.writing import leftover_name, only_tidy, open_regular
 
 if TYPE_CHECKING:
@@ -162,9 +162,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             name: tuple(map(int, entry["shape"])) for name, entry in entries.items()
         }
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        again = "Copy or download the model again."
         raise UserError(
-            f"{path}: {explained(path, error, 'damaged weights', again)}"
+            f"{path}: {explained(path, error, 'damaged weights', AGAIN)}"
         ) from error
 
 

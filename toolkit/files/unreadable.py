@@ -25,6 +25,9 @@ from toolkit.shortage import shortage
 GIT_LFS = "what Git LFS has in the place of a file that was not downloaded"
 """A pointer, in words."""
 
+AGAIN = "Copy or download the model again."
+"""The remedy for a file of a model that is damaged or missing."""
+
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _LINK = re.compile(r"(?:\.{1,2}/|/)[^\s\0]+")
 """The contents of a link that was copied as a text file: `../../blobs/0123abc` of a hub

@@ -24,12 +24,13 @@ from typing import Any, NamedTuple, get_type_hints
 
 from pydantic import BaseModel, ValidationError, create_model
 
-from toolkit.config.sections.model_files import AGAIN, read_model_json
+from toolkit.config.sections.model_files import read_model_json
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import LORA_SPELLINGS, DynamicShift
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes, tensor_sizes
+from toolkit.files.unreadable import AGAIN
 from toolkit.models.families import (
     EncoderSize,
     ModelFamily,

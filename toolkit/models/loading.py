@@ -41,7 +41,7 @@ from toolkit.config.sections.model_files import (
 from toolkit.contracts.model import DiffusionModel, ModelFacts
 from toolkit.errors import RunError, UserError, did_you_mean
 from toolkit.files import now
-from toolkit.files.unreadable import explained, unread_file
+from toolkit.files.unreadable import AGAIN, explained, unread_file
 from toolkit.models.families import (
     BlockTransform,
     ModelFamily,
@@ -115,9 +115,8 @@ class ShardReader:
                     safe_open(path, framework="pt")
                 )
             except (SafetensorError, OSError) as error:
-                again = "Copy or download the model again."
                 raise RunError(
-                    f"{path}: {explained(path, error, 'damaged', again)}"
+                    f"{path}: {explained(path, error, 'damaged', AGAIN)}"
                 ) from error
         return self._shards[path]
 
@@ -250,7 +249,7 @@ def reading(part: Path) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     levels = [logger.level for logger in loggers]
     if not part.is_dir():  # the libraries would ask the hub for it
-        raise RunError(f"{part}: is missing. Copy or download the model again.")
+        raise RunError(f"{part}: is missing. {AGAIN}")
     try:
         for logger in loggers:  # `check_loaded` says it in one line
             logger.setLevel(logging.CRITICAL)
@@ -267,9 +266,7 @@ def reading(part: Path) -> Iterator[None]:
         if unread:
             raise RunError(unread) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise RunError(
-            f"{part}: cannot be loaded ({reason[:300]}). Copy or download the model again."
-        ) from error
+        raise RunError(f"{part}: cannot be loaded ({reason[:300]}). {AGAIN}") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -374,9 +371,7 @@ def check_names(
     """Raises RunError where weights of a part are missing, or where its files have more
     of them than its config."""
     if missing:
-        raise RunError(
-            f"{part}: missing weights: {some(missing, 5)}. Copy or download the model again."
-        )
+        raise RunError(f"{part}: missing weights: {some(missing, 5)}. {AGAIN}")
     if more:
         raise RunError(
             f"{part}: weights that config.json does not account for: {some(more, 5)}."
@@ -623,9 +618,7 @@ def check_finite(
         for name, tensor in tensors.items()
         if not bool(tensor.isfinite().all())
     ]
-    raise RunError(
-        f"{part}: not finite: {some(broken, 5)}. Copy or download the model again."
-    )
+    raise RunError(f"{part}: not finite: {some(broken, 5)}. {AGAIN}")
 
 
 def base_hashes(model: ModelConfig) -> dict[str, str]:

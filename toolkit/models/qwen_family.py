@@ -15,11 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from toolkit.config.sections.model_files import AGAIN, local_index, read_model_json
+from toolkit.config.sections.model_files import local_index, read_model_json
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import ModelSection
 from toolkit.contracts.network_kinds import ActivationUnits
 from toolkit.errors import UserError
+from toolkit.files.unreadable import AGAIN
 from toolkit.models.families import PATCHES_PER_TOKEN, EncoderSize, TextLayers
 from toolkit.models.folder_family import (
     BANDED_VAE,

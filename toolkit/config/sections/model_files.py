@@ -23,7 +23,7 @@ from toolkit.errors import UserError, did_you_mean
 from toolkit.extension import added
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
 from toolkit.files.safetensors_io import tensor_sizes
-from toolkit.files.unreadable import explained
+from toolkit.files.unreadable import AGAIN, explained
 from toolkit.registry import FAMILIES, load_object
 
 INDEX = "model_index.json"
@@ -33,8 +33,6 @@ CAPTIONER = "Qwen/Qwen2.5-VL-7B-Instruct"
 can."""
 
 CAPTIONER_TYPES = ("qwen2_5_vl", "qwen3_vl")
-
-AGAIN = "Copy or download the model again."
 
 SAME_CLASSES = {"Qwen2_5_VLProcessor": "Qwen2VLProcessor"}
 """Class of a part -> the class in `ModelFacts.classes` that does the same."""
