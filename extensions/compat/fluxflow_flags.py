@@ -39,7 +39,7 @@ def with_flags(
     )
     pipeline = root.find((TRAINING, "pipeline"))[0].path == (TRAINING, "pipeline")
     for name, texts in flags.items():
-        node = _flag(name, texts, nowhere, diagnostics)
+        node = _flag(name, texts, nowhere)
         place = keys()[name].places[0]
         if (
             pipeline
@@ -70,9 +70,7 @@ def with_entry(
     return replace(root, value={**root.value, section: place})
 
 
-def _flag(
-    name: str, texts: Sequence[str], nowhere: ConfigNode, diagnostics: Diagnostics
-) -> ConfigNode:
+def _flag(name: str, texts: Sequence[str], nowhere: ConfigNode) -> ConfigNode:
     kind = keys()[name].kind
     node = replace(nowhere, path=(f"--{name}",))
     if kind == "texts":

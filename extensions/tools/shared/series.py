@@ -35,7 +35,6 @@ MOST_RECENT = 2000
 IN_STEPS = ("step_s", "compile_s")
 """The numbers whose total is the time in steps."""
 
-_LONGEST_LINE = 65_536
 _MOST_COLUMNS = 200
 _NO_NUMBERS = frozenset({"step", "epoch", "samples"})
 
