@@ -431,11 +431,11 @@ def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
     for row in rows:
         losses = row.get("losses")
         if row.get("of") == rows[-1].get("of") and isinstance(losses, dict):
-            means = {}
-            for image, values in losses.items():
-                if numbers := _numbers(values):
-                    means[image] = fmean(numbers)
-            losses_of_steps[step_of_row(row)] = means
+            losses_of_steps[step_of_row(row)] = {
+                image: fmean(numbers)
+                for image, values in losses.items()
+                if (numbers := _numbers(values))
+            }
     if not losses_of_steps:
         return {}
     latest = losses_of_steps[max(losses_of_steps)]

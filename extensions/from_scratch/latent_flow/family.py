@@ -373,10 +373,11 @@ def part_shapes(part: Path) -> dict[str, tuple[int, ...]]:
     where the folder does not exist yet."""
     if not part.is_dir():
         return {}
-    shapes = {}
-    for path in weight_files(part):
-        shapes.update(tensor_shapes(path))
-    return shapes
+    return {
+        name: shape
+        for path in weight_files(part)
+        for name, shape in tensor_shapes(path).items()
+    }
 
 
 FAMILY = LatentFlowFamily()

@@ -302,9 +302,11 @@ class Dataset:
         pair."""
         if not (self.sides or self.names or self.view["references"]):
             return []
-        used = set[str]()
-        for image in self.images:
-            used.update((image.path, *image.references, image.mask))
+        used = {
+            path
+            for image in self.images
+            for path in (image.path, *image.references, image.mask)
+        }
         places = self.section().get("control_path", (str(self.folder),))
         paths = (
             listing.path(name)
@@ -762,10 +764,12 @@ def _with_partners(data: Dataset, image: FoundImage) -> list[str]:
     captions, crop, control images and mask."""
     if image.shares_stem:
         return [image.path]
-    used_by_others = set[str]()
-    for other in data.images:
-        if other.path != image.path:
-            used_by_others.update((*other.references, other.mask))
+    used_by_others = {
+        path
+        for other in data.images
+        if other.path != image.path
+        for path in (*other.references, other.mask)
+    }
     paths = [image.path, *image.captions]
     if not image.captions and os.path.lexists(caption_file(image)):
         paths.append(str(caption_file(image)))  # written since the dataset was read
