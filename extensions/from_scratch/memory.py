@@ -64,8 +64,7 @@ def step_bytes(section: VaeTrainerConfig | FlowTrainerConfig) -> StepBytes:
         if isinstance(section, FlowTrainerConfig):
             encoder, width = _text_encoder(section)
             channels = section.model.family().latent_channels
-            transformer, _ = _transformer(section, channels, width)
-            parts = {FLOW: transformer}
+            parts = {FLOW: _transformer(section, channels, width)}
             if section.trains_text() and encoder:
                 parts[TEXT_ENCODER] = encoder
             for role, part in parts.items():
@@ -131,23 +130,21 @@ def _autoencoder(model: AutoencoderConfig) -> Autoencoder:
     return autoencoder
 
 
-def _transformer(
-    section: FlowTrainerConfig, channels: int, width: int
-) -> tuple[nn.Module, str]:
-    """The transformer, and its class."""
+def _transformer(section: FlowTrainerConfig, channels: int, width: int) -> nn.Module:
+    """The transformer, without its weights."""
     model = section.model
     if model.name_or_path:
         config = part_config(model.folder(), "transformer")
-        return TRANSFORMERS.load(config["_class_name"]).model_class.from_config(
-            config
-        ), config["_class_name"]
-    name = model.transformer.class_name
-    given = model.transformer.config
-    adapter = TRANSFORMERS.load(name)
-    fitting = adapter.fitting(given, channels, width)
-    return build(
-        adapter.model_class, {**fitting, **given}, "model.transformer.config"
-    ), name
+        model_class = TRANSFORMERS.load(config["_class_name"]).model_class
+        transformer: nn.Module = model_class.from_config(config)
+    else:
+        given = model.transformer.config
+        adapter = TRANSFORMERS.load(model.transformer.class_name)
+        fitting = adapter.fitting(given, channels, width)
+        transformer = build(
+            adapter.model_class, {**fitting, **given}, "model.transformer.config"
+        )
+    return transformer
 
 
 def _text_encoder(section: FlowTrainerConfig) -> tuple[text.TextEncoder | None, int]:
