@@ -284,13 +284,14 @@ def _keys(models: dict[str, Any], model: str, prefix: str) -> Iterator[Key]:
         yield Key(
             name=f"{prefix}{name}",
             about=" ".join(about.split()),
-            default="" if default in (None, "") else _shown(default),
+            default="" if default in (None, "") else typed(default),
             kind=" ".join(dict.fromkeys(kind["type"] for kind in kinds)),
-            choices=tuple(map(_shown, choices)),
+            choices=tuple(map(typed, choices)),
         )
 
 
-def _shown(value: Any) -> str:
+def typed(value: Any) -> str:
+    """A value as it is typed: a text as it is, anything else as YAML."""
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)

@@ -57,6 +57,7 @@ from extensions.tools.ui.commands import (
     check_job,
     import_text,
     keys_of,
+    typed,
 )
 from extensions.tools.ui.datasets import (
     DEFAULT_VIEW,
@@ -377,13 +378,10 @@ def chosen_for(ui: Ui, name: str) -> dict[str, str]:
 
 
 def _as_typed(value: Any) -> str:
-    """A value as it is typed: a text as it is, a list of one text as this text, and
-    anything else as YAML."""
+    """As `typed`; a list of one text as this text."""
     if isinstance(value, tuple) and len(value) == 1:
         value = value[0]
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    return typed(value)
 
 
 def opened(request: Request) -> Response:

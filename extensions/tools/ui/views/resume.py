@@ -12,7 +12,6 @@ what `origin_of` finds.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from starlette.responses import Response
 
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import shelf
+from extensions.tools.ui.commands import typed
 from extensions.tools.ui.entries import file_of
 from extensions.tools.ui.job_text import JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, planned, without_restart
@@ -140,9 +140,7 @@ def _changes(saved: JobText, job: JobText) -> Iterator[tuple[str, str, str]]:
 
 
 def _shown(value: Any) -> str:
-    if value is _ABSENT:
-        return "–"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "–" if value is _ABSENT else typed(value)
 
 
 @posted()
