@@ -612,7 +612,7 @@ def test_models_of_this_machine_are_offered(
 def test_variables_stay_and_secrets_are_in_no_answer(
     client: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MY_HF_TOKEN", "hf_aBcDeFgHiJkLmNoPqRsTuVwXyZ012345")
+    monkeypatch.setenv("MY_HF_TOKEN", "hf_QwErTyUiOpAsDfGhJkLzXcVbNm012345")
     page = Page(client, "/new?dataset=40_photo")
     page.fill(
         {
@@ -624,7 +624,7 @@ def test_variables_stay_and_secrets_are_in_no_answer(
     assert (
         "nowhere/${MY_HF_TOKEN}" in page.yaml
         and page.errors()
-        and "hf_aBc" not in page.answer.text
+        and "hf_QwE" not in page.answer.text
     )
     page.fill({"file": "secret.yaml"}, "save")
     assert "${MY_HF_TOKEN}" in (ui.jobs / "secret.yaml").read_text()
