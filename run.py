@@ -1034,7 +1034,12 @@ def check_arguments(
         arguments.configs.append(arguments.config)
     if arguments.flags and not arguments.configs:
         arguments.configs = [None]
-    if not (arguments.configs or arguments.list_extensions or arguments.print_schema):
+    if arguments.list_extensions or arguments.print_schema:
+        if arguments.configs:  # else the flag would be forgotten, and the job run
+            parser.error(
+                "--list-extensions and --print-schema stand alone. Leave the job out."
+            )
+    elif not arguments.configs:
         parser.error(
             "no config file given, for example config/examples/quickstart.yaml"
         )

@@ -53,14 +53,18 @@ def test_those_that_mean_the_same_are_ours(
 
 @pytest.mark.parametrize("flag", REMEDIES)
 def test_the_others_say_what_to_write(flag: str) -> None:
-    for uid in ("generate", "caption", "post_hoc_ema"):
+    """Where the tool has what the remedy names."""
+    for uid in ("generate", "post_hoc_ema"):
         with pytest.raises(UserError) as refused:
             load_tool(
                 uid,
                 TOOLS[uid],
                 [f"--{flag}", "x", "--output", "c.safetensors", "a", "b"],
             )
-        assert f"unknown argument '--{flag}'. {REMEDIES[flag]}" in str(refused.value)
+        remedy = REMEDIES[flag]
+        if uid == "post_hoc_ema" and "--" in remedy:  # it takes no model
+            remedy = "'run.py post_hoc_ema --help' lists its flags."
+        assert f"unknown argument '--{flag}'. {remedy}" in str(refused.value)
 
 
 def test_each_is_a_key_of_a_tool_and_hides_none() -> None:

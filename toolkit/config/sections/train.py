@@ -471,7 +471,8 @@ class OptimizerConfig(StrictModel):
         try:
             check_parameters(self.lr_scheduler, self.lr_scheduler_params)
         except UserError as fault:
-            yield error("lr_scheduler_params", str(fault))
+            given = self.lr_scheduler_params
+            yield error("lr_scheduler_params" if given else "lr_scheduler", str(fault))
         if self.is_schedule_free:
             both = f"'optimizer: {self.optimizer}' and"
             if self.lr_scheduler != "constant":
