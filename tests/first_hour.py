@@ -1368,6 +1368,7 @@ COMMANDS: dict[str, str] = {
     "import README.md": "Give the command that starts the training in quotes to 'run.py import'",
     "compare a b": "Write: run.py grid --lora FILE FILE --prompt TEXT",
     "sample --prompt x": "Write: run.py generate --lora FILE --prompt TEXT",
+    "download https://huggingface.co/Qwen/Qwen-Image": "write its id, 'Qwen/Qwen-Image'.",
     "download Qwen-Image-2512": "Did you mean 'Qwen/Qwen-Image-2512'?",
 }
 """Behind `run.py`, in a folder with job.yaml, images, and the run output/other -> a

@@ -204,8 +204,6 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
                 prompt,
                 f"{nearly.group()!r} stays in the text. Write '--{name} {nearly[3]}'.",
             )
-    if "--" not in prompt.value:
-        return
     text, flags = split_flags(prompt.value)
     if strange := [flag for flag in _FLAG.findall(prompt.value) if not _is_known(flag)]:
         names = ", ".join(f"'--{name}'" for name in dict.fromkeys(strange))
