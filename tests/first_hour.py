@@ -372,6 +372,11 @@ JOBS = [
             f"{LR}\nmin_timestep: 0",
         ),
         (
+            f"{LR}\nmax_timestep: 0.5",
+            "0.5 of 1000: only images almost without noise are trained. Write 500 for the share 0.5.",
+            f"{LR}\nmax_timestep: 500",
+        ),
+        (
             f"{LR}\nwarmup: 10",
             "Did you mean 'lr_warmup_steps'?",
             f"{LR}\nlr_warmup_steps: 10",

@@ -931,6 +931,12 @@ class TrainConfig(OptimizationConfig):
                 "min_timestep",
                 f"{self.min_timestep:g} is not below max_timestep {self.max_timestep:g}.",
             )
+        elif (most := self.max_timestep) <= 1:
+            yield warning(
+                "max_timestep",
+                f"{most:g} of 1000: only images almost without noise are trained. "
+                f"Write {most * 1000:g} for the share {most:g}.",
+            )
         for key in ("content_or_style", "preserve_distribution_shape"):
             if levels.startswith("qinglong") and not self.is_default(key):
                 yield error(
