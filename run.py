@@ -1034,9 +1034,12 @@ def check_arguments(
         arguments.configs.append(arguments.config)
     if arguments.flags and not arguments.configs:
         arguments.configs = [None]
-    if not (arguments.configs or arguments.list_extensions or arguments.print_schema):
+    is_alone = arguments.list_extensions or arguments.print_schema
+    if is_alone is bool(arguments.configs):  # beside a job the job would be run
         parser.error(
-            "no config file given, for example config/examples/quickstart.yaml"
+            "--list-extensions and --print-schema stand alone. Leave the job out."
+            if is_alone
+            else "no config file given, for example config/examples/quickstart.yaml"
         )
     ours = [
         flag

@@ -372,6 +372,11 @@ JOBS = [
             f"{LR}\nmin_timestep: 0",
         ),
         (
+            f"{LR}\nmax_timestep: 0.5",
+            "0.5 of 1000: only images almost without noise are trained. Write 500 for the share 0.5.",
+            f"{LR}\nmax_timestep: 500",
+        ),
+        (
             f"{LR}\nwarmup: 10",
             "Did you mean 'lr_warmup_steps'?",
             f"{LR}\nlr_warmup_steps: 10",
@@ -385,6 +390,11 @@ JOBS = [
         (
             f"{LR}\nema_config: {{use_ema: true, ema_decay: 99%}}",
             "Write 0.99.",
+            f"{LR}\nema_config: {{use_ema: true, ema_decay: 0.99}}",
+        ),
+        (
+            f"{LR}\nema_config: 0.99",
+            "0.99 is not a mapping of keys and values. Write its keys below it, indented, each as 'key: value'.",
             f"{LR}\nema_config: {{use_ema: true, ema_decay: 0.99}}",
         ),
         (
@@ -493,10 +503,16 @@ JOBS = [
             "false is not supported. Write constant:",
             "lr_scheduler: constant",
         ),
+        (
+            "lr_scheduler: step",
+            "25:23: process[0].train.lr_scheduler: step needs 'step_size', which is not given.",
+            "lr_scheduler: step\nlr_scheduler_params: {step_size: 10}",
+        ),
         ("lr_scheduler: cosin", "Did you mean 'cosine'?", "lr_scheduler: cosine"),
     ),
     *slips(
         "dtype: fp32",
+        ("dtype: bfloat", "Did you mean 'bfloat16'?", "dtype: bfloat16"),
         ("dtype: bf61", "Did you mean 'bf16'?", "dtype: bf16"),
         (
             "dtype: 32",
@@ -591,6 +607,16 @@ JOBS = [
             "",
         ),
         ("num_repeats: 10x", "Write 10.", "num_repeats: 10"),
+        (
+            f"{RATE}\nbatch_size: 2",
+            "The nearest here is 'train.batch_size': one for all datasets.",
+            RATE,
+        ),
+        (
+            f"{RATE}\nbucket_reso_steps: 64",
+            "is not supported: buckets follow from `datasets[].resolution`.",
+            RATE,
+        ),
         ("repeats: 10", "Did you mean 'num_repeats'?", "num_repeats: 10"),
         ("shuffle: true", "Images are always shuffled. Leave this key out.", ""),
         (
@@ -639,6 +665,11 @@ JOBS = [
             "resolution: [128, 160]",
         ),
         (
+            "resolution: 128 160",
+            "Write [128, 160] where a list may stand.",
+            "resolution: [128, 160]",
+        ),
+        (
             "resolution: [128, 160]",
             "each image is trained at both. For one rectangle, write '{width: 128, height: 160}'.",
             "resolution: {width: 128, height: 160}",
@@ -681,6 +712,11 @@ JOBS = [
         ),
         (
             "- folder_path: $HERE/datasets/robot",
+            "Write '${HERE}' for a variable",
+            "- folder_path: ${HERE}/datasets/robot",
+        ),
+        (
+            "- folder_path: $env:HERE/datasets/robot",
             "Write '${HERE}' for a variable",
             "- folder_path: ${HERE}/datasets/robot",
         ),
@@ -788,6 +824,16 @@ JOBS = [
         (f"{LINEAR}\ndropout: 10%", "Write 0.1.", f"{LINEAR}\ndropout: 0.1"),
         (f"{LINEAR}\ndropout: 10", "For 10 %, write 0.1.", f"{LINEAR}\ndropout: 0.1"),
         (
+            f"{LINEAR}\nexclude_patterns: img_mod",
+            "'img_mod' matches no layer. A pattern has to match the whole name. Write '.*img_mod.*'.",
+            f"{LINEAR}\nexclude_patterns: .*img_mod.*",
+        ),
+        (
+            f"{LINEAR}\npretrained_lora_path: https://huggingface.co/a/b/resolve/main/c/d.safetensors?download=true",
+            "Run 'hf download a/b c/d.safetensors', and give the file whose path it prints.",
+            f"{LINEAR}\npretrained_lora_path: fits.safetensors",
+        ),
+        (
             f"{LINEAR}\ntarget_modules: attn",
             "Did you mean 'network_kwargs.only_if_contains'?",
             f"{LINEAR}\nnetwork_kwargs: {{only_if_contains: attn}}",
@@ -797,6 +843,14 @@ JOBS = [
         "- type: sd_trainer",
         ("- type: sd_train", "Did you mean 'sd_trainer'?", "- type: sd_trainer"),
         ("- type: lora", "Did you mean 'sd_trainer'?", "- type: sd_trainer"),
+    ),
+    *slips(
+        "training_folder: output",
+        (
+            "training_folder: $HERE/output",
+            "Write '${HERE}' for a variable of the environment.",
+            "training_folder: ${HERE}/output",
+        ),
     ),
     *slips("job: extension", ("job: train", "Write 'extension'.", "job: extension")),
     *slips(
@@ -810,6 +864,11 @@ JOBS = [
             "name: my/char",
             "leave out '/', '\\' and control characters.",
             "name: mychar",
+        ),
+        (
+            "name: [my_char]",
+            "a list is not text. Give one value;",
+            "name: my_char",
         ),
         ("name: 123", 'Put it in quotes: "123"', 'name: "123"'),
     ),
@@ -876,6 +935,21 @@ JOBS = [
             "- zibo in a __colour__ room",
             "Write the word that the wildcard stands for",
             "- zibo in a red room",
+        ),
+        (
+            "- zibo in a room --w=96",
+            "'--w=96' stays in the text. Write '--w 96'.",
+            "- zibo in a room --w 96",
+        ),
+        (
+            "- zibo in a room \u2014w 96",
+            "'\u2014w 96' stays in the text. Write '--w 96'.",
+            "- zibo in a room --w 96",
+        ),
+        (
+            "- zibo in a room --w 96 --w 128",
+            "--w: is given twice, as 128 and 96. Remove one of them.",
+            "- zibo in a room --w 96",
         ),
         (
             "- zibo: in a room",
@@ -955,7 +1029,7 @@ JOBS = [
         (f"{NAME}\nquantize: yess", "Write true or false.", QUANTIZED),
         (
             f"{QUANTIZED}\nqtype: int8\nquantized_products: true",
-            "true: write 'int8' or 'fp8'.",
+            "true: is not a name. Use 'int8' or 'fp8' or false.",
             f"{QUANTIZED}\nqtype: int8\nquantized_products: int8",
         ),
         (
@@ -967,6 +1041,11 @@ JOBS = [
             f"{NAME}\nis_qwen: false",
             "Leave it out.",
             f"{NAME}\nis_qwen: true",
+        ),
+        (
+            f"{NAME}\nbase_loras: [{{path: fits.safetensors, weight: 0.5}}]",
+            "Did you mean 'multiplier'?",
+            f"{NAME}\nbase_loras: [{{path: fits.safetensors, multiplier: 0.5}}]",
         ),
         (f"{NAME}\nvram: 24", "Write 'low_vram: true';", f"{NAME}\nlow_vram: true"),
         (
@@ -1287,11 +1366,14 @@ COMMANDS: dict[str, str] = {
     "lint datasets/odd": "Write one (run.py caption does).",
     "lint datasets/odd --trigger-word zibo": "Write the word as the job has it.",
     "grid output/other": "Write: --lora output/other",
+    "grid --lora output/other --prompt x --seeds 1": "Did you mean '--seed'?",
+    "new my_char datasets/robot --size 128": "unknown argument '--size'. 'run.py new --help' lists its flags.",
     "report nosuch": "Give the folder of a run.",
     "caption nosuch": "'nosuch' is not a folder",
     "import README.md": "Give the command that starts the training in quotes to 'run.py import'",
     "compare a b": "Write: run.py grid --lora FILE FILE --prompt TEXT",
     "sample --prompt x": "Write: run.py generate --lora FILE --prompt TEXT",
+    "download https://huggingface.co/Qwen/Qwen-Image": "write its id, 'Qwen/Qwen-Image'.",
     "download Qwen-Image-2512": "Did you mean 'Qwen/Qwen-Image-2512'?",
 }
 """Behind `run.py`, in a folder with job.yaml, images, and the run output/other -> a
@@ -1332,6 +1414,8 @@ PASTED: dict[str, str] = {
     "job.yaml,b.yaml --dry-run": "job.yaml b.yaml --dry-run",
     "job.yaml, b.yaml --dry-run": "job.yaml b.yaml --dry-run",
     "'job.yaml; b.yaml' --dry-run": "job.yaml b.yaml --dry-run",
+    "job.yaml --print-schema": "--print-schema",
+    "job.yaml --list-extensions": "--list-extensions",
     "JOB --seeds 1, 2": "JOB --seeds 1,2,3",
     "JOB --seeds 1-3": "JOB --seeds 1,2,3",
     "new my_char.yaml datasets/robot": "new my_char datasets/robot",

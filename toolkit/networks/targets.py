@@ -98,7 +98,13 @@ def unused_choices(network: NetworkConfig, names: Sequence[str]) -> Iterator[str
     for key in ("include_patterns", "exclude_patterns"):
         for pattern in getattr(network, key):
             if not matching(pattern, names):
-                yield f"network.{key}: {pattern!r} matches no layer. Names look like {names[0]!r}."
+                wide = f".*{pattern}.*"
+                remedy = (
+                    f"A pattern has to match the whole name. Write {wide!r}."
+                    if matching(wide, names)
+                    else f"Names look like {names[0]!r}."
+                )
+                yield f"network.{key}: {pattern!r} matches no layer. {remedy}"
     included, excluded = (
         {name for pattern in patterns for name in matching(pattern, names)}
         for patterns in (network.include_patterns, network.exclude_patterns)

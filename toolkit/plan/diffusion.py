@@ -247,7 +247,8 @@ class SdPlanner(Planner[DiffusionSection]):
         )
         if note:
             yield note
-        yield from unused_choices(section.network, self._layer_names())
+        for line in unused_choices(section.network, self._layer_names()):
+            yield f"warning: {line}"
         yield self._trained_line(trained)
 
     def _layer_names(self) -> list[str]:

@@ -38,6 +38,7 @@ class DownloadConfig(ToolConfig):
         return Path(self.model).expanduser().exists()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A name without its owner, unless it is a path on this disk."""
-        if not self.is_here() and "/" not in self.model.strip("/"):
+        """A name without its owner, or an address, unless it is a path on this disk."""
+        is_id = "/" in self.model.strip("/") and "://" not in self.model
+        if not (is_id or self.is_here()):
             yield Diagnostic(("model",), path_fault(self.model))

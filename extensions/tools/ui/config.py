@@ -179,7 +179,7 @@ class VerbConfig(ToolConfig):
         verb of it; empty where that is not known."""
         typed = word.lower()
         verb = next((verb for verb in cls.verbs if typed in SYNONYMS[verb]), "")
-        return (verb, *words) if verb else ()
+        return (verb, *words[: cls.verbs[verb][0]]) if verb else ()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Reports words that the verb does not take."""

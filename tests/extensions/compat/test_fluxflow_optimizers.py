@@ -154,7 +154,7 @@ def test_a_schedule_without_arguments_takes_none_of_the_cosine_of_the_process(
     except ConfigErrors as error:
         assert (
             str(error)
-            == f"c.yaml:3:109: training.optimization.schedulers.vae: {needs}, which is not given."
+            == f"c.yaml:3:115: training.optimization.schedulers.vae.type: {needs}, which is not given."
         )
     else:
         assert section.optimizers.vae.lr_scheduler_params == {} and not needs

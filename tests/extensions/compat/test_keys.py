@@ -53,14 +53,17 @@ def test_those_that_mean_the_same_are_ours(
 
 @pytest.mark.parametrize("flag", REMEDIES)
 def test_the_others_say_what_to_write(flag: str) -> None:
-    for uid in ("generate", "caption", "post_hoc_ema"):
+    """Where the tool has what the remedy names."""
+    for uid in ("generate", "post_hoc_ema"):
         with pytest.raises(UserError) as refused:
             load_tool(
                 uid,
                 TOOLS[uid],
                 [f"--{flag}", "x", "--output", "c.safetensors", "a", "b"],
             )
-        assert f"unknown argument '--{flag}'. {REMEDIES[flag]}" in str(refused.value)
+        remedy = f"unknown argument '--{flag}'. {REMEDIES[flag]}"
+        has_flags = uid == "generate" or "--" not in REMEDIES[flag]
+        assert (remedy in str(refused.value)) is has_flags
 
 
 def test_each_is_a_key_of_a_tool_and_hides_none() -> None:

@@ -100,7 +100,7 @@ def test_what_fits_no_layer_is_told() -> None:
     assert [
         line.partition(f" {NAMES[0]!r}")[0] for line in unused_choices(settings, NAMES)
     ] == [
-        "network.include_patterns: 'attn' matches no layer. Names look like",
+        "network.include_patterns: 'attn' matches no layer. A pattern has to match the whole name. Write '.*attn.*'.",
         "network.exclude_patterns: 'norm' matches no layer. Names look like",
         "network.network_kwargs.only_if_contains: no layer's name contains 'heads'. They look like",
         "network.network_kwargs.ignore_if_contains: no layer's name contains 'mpl'. They look like",

@@ -491,7 +491,9 @@ def test_a_pattern_that_matches_no_layer_is_told(plan) -> None:
     assert [
         note
         for note in notes
-        if note.startswith("network.exclude_patterns: 'attn' matches no layer.")
+        if note.startswith(
+            "warning: network.exclude_patterns: 'attn' matches no layer."
+        )
     ]
 
 

@@ -67,11 +67,11 @@ class OneOf:
         *names: str,
         spellings: Mapping[str, str] | None = None,
         instead: Mapping[str, str] | None = None,
-        or_bool: bool = False,
+        or_bool: Collection[bool] = (),
         more: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """spellings: other spelling -> name. instead, more: as of `reader_of`. or_bool:
-        true and false are values too."""
+        which of true and false are values too."""
         self.names = names
         self.more = more
         self.spellings = spellings or {}
@@ -82,12 +82,12 @@ class OneOf:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         self.names = self.names or get_args(source)
-        also = " or true or false" if self.or_bool else ""
+        also = "".join(f" or {value}".lower() for value in self.or_bool)
         read_name = reader_of(self.names, self.spellings, also, self.instead, self.more)
 
         def read(value: Any) -> Any:
             folded = str(value).strip().lower()
-            is_switch = self.or_bool and folded in SWITCH and folded not in self.names
+            is_switch = SWITCH.get(folded) in self.or_bool and folded not in self.names
             return SWITCH[folded] if is_switch else read_name(value)
 
         return no_info_before_validator_function(read, handler(source))
@@ -97,7 +97,7 @@ class OneOf:
     ) -> dict[str, Any]:
         names = [*self.names, *self.more(), *self.spellings]
         return (
-            {"enum": [True, False, *names]}
+            {"enum": [*self.or_bool, *names]}
             if self.or_bool
             else {"type": "string", "enum": names}
         )
@@ -137,7 +137,9 @@ def reader_of(
             raise value_error(f"is not a name. Use {_listed(names)}{also}.")
         # Nearer than elsewhere: the names of other programs' choices are not to be
         # taken for typing errors.
-        near = get_close_matches(folded, [*every, *spellings], n=1, cutoff=0.75)
+        known = [*every, *spellings]
+        near = [name for name in known if len(folded) > 4 and name.startswith(folded)]
+        near = near or get_close_matches(folded, known, n=1, cutoff=0.75)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise value_error(f"{value!r} is unknown. {hint}Use {_listed(every)}{also}.")
 
@@ -184,7 +186,7 @@ def seed_reader(drawn: int) -> BeforeValidator:
 
 
 AUTO_OR_BOOL = bool | Literal["auto"]
-AutoOrBool = Annotated[AUTO_OR_BOOL, OneOf("auto", or_bool=True)]
+AutoOrBool = Annotated[AUTO_OR_BOOL, OneOf("auto", or_bool=(True, False))]
 """true, false, or "auto": the program decides."""
 
 
@@ -221,7 +223,7 @@ saves."""
 
 
 Checkpointing = Annotated[
-    bool | str, OneOf("auto", *CHECKPOINTING_LEVELS, or_bool=True)
+    bool | str, OneOf("auto", *CHECKPOINTING_LEVELS, or_bool=(True, False))
 ]
 """A level, "auto", or true and false for `full` and `none`."""
 
@@ -265,6 +267,8 @@ def _no_address(value: str) -> str:
             f"{value!r} is an address, and files are written to this machine. Give a folder: one in which the bucket "
             "is mounted, or one whose files you copy there."
         )
+    if value.startswith("$") and not os.path.exists(value):
+        raise value_error(f"{value!r} does not exist. {path_hint(value)}")
     return value
 
 
@@ -273,7 +277,10 @@ WritePathStr = Annotated[PathStr, AfterValidator(_no_address)]
 
 
 _PATH_HINTS = (
-    (r"\$([A-Za-z_]\w*)", "Write '${{{1}}}' for a variable of the environment."),
+    (
+        r"\$(?:env:)?([A-Za-z_]\w*)",
+        "Write '${{{1}}}' for a variable of the environment.",
+    ),
     (
         r"[\x00-\x1f]",
         "A backslash within double quotes became {0!r}. Write '/', or use single quotes.",
@@ -281,6 +288,10 @@ _PATH_HINTS = (
     (
         r"^([A-Za-z]:)[/\\]",
         "{0!r} begins a path of Windows: --map {1}=NEW says where it is now; in WSL, C: is '/mnt/c'.",
+    ),
+    (
+        r"^https?://(?:www\.)?(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/[^/]+/([^?]+)",
+        "Run 'hf download {1} {2}', and give the file whose path it prints.",
     ),
     (
         r"^https?://(?:www\.)?(?:huggingface|hf)\.co/(?!datasets/)([\w.-]+/[\w.-]+)",

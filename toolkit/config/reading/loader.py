@@ -56,7 +56,7 @@ from toolkit.config.reading.redacted_copy import (
     secret_scalars,
 )
 from toolkit.config.reading.removed import removed
-from toolkit.config.reading.validate import list_remedy, validate
+from toolkit.config.reading.validate import list_remedy, not_text, validate
 from toolkit.config.reading.yaml_faults import quoted
 from toolkit.config.reading.yaml_reader import (
     expand_variables,
@@ -361,9 +361,7 @@ def _refuse_name(flag: str, name: str) -> None:
 def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:
     """Whether it can be a folder's name; if not, that is reported."""
     if not isinstance(node.value, str):
-        diagnostics.error(
-            node, f'{show(node)} is not text. Put it in quotes: "{node.text}"'
-        )
+        diagnostics.error(node, not_text(node))
         return False
     fault = folder_name_error(node.value)
     if fault and not diagnostics.reported(node.path):

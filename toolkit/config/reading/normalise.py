@@ -320,9 +320,9 @@ class Normaliser:
             return self.section(model, node)
         if model and strict.lone_key:
             remedy = as_section(node, strict.lone_key)
-            if isinstance(node.value, bool) and bool not in _parts(
-                model.model_fields[strict.lone_key].annotation
-            ):
+            kinds = set(_parts(model.model_fields[strict.lone_key].annotation))
+            is_switch = isinstance(node.value, bool)
+            if bool not in kinds if is_switch else kinds == {bool}:
                 remedy = section_remedy(
                     node, model, None if type(None) in _parts(annotation) else model
                 )
@@ -469,11 +469,13 @@ def merge_aliases(
         if flag and not any(kept.flag):
             value = given.text if flag == "--set" else "..."
             remedy = f"Write: {flag} {shlex.quote(f'{dotted(kept.path)}={value}')}"
-        diagnostics.error(
-            other,
-            f"{names[0]!r} and {names[1]!r} mean the same, but {show(other)} and {show(current)} were given. {remedy}",
-            at_key=True,
+        both = f"{show(other)} and {show(current)}"
+        said = (
+            f"is given twice, as {both}"
+            if names[0] == names[1]
+            else f"{names[0]!r} and {names[1]!r} mean the same, but {both} were given"
         )
+        diagnostics.error(other, f"{said}. {remedy}", at_key=True)
     return current
 
 

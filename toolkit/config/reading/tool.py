@@ -449,10 +449,12 @@ def unknown_arguments(
                 if lone_key
                 else f"Each value stands behind its flag, one with spaces in quotes: {hint}"
             )
-        if word.partition("=")[0].replace("_", "-") in OF_JOBS:
+        if not near and word.partition("=")[0].replace("_", "-") in OF_JOBS:
             hint = "It is an option for jobs: a tool does what it does at once."
-        help_ = foreign_keys().flag_remedy(word) or hint
-        lines.append(f"{parser.prog}: unknown argument {word!r}. {help_}")
+        theirs = foreign_keys().flag_remedy(word)
+        if theirs and {*re.findall(r"--([\w-]+)", theirs)} <= {*known}:
+            hint = theirs
+        lines.append(f"{parser.prog}: unknown argument {word!r}. {hint}")
     return "\n".join(lines)
 
 

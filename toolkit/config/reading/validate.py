@@ -130,7 +130,7 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
         name, sign = _BOUNDS[kind]
         return f"{value} is out of range: must be {sign} {_number(context[name])}.{_per_cent(kind, context, node)}"
     if kind == "string_type":
-        return _not_text(node)
+        return not_text(node)
     if kind == "literal_error":
         at = general(node.path).removesuffix("[]")
         gone = place and removed_at(at, place.section, place.name, str(node.value))
@@ -252,7 +252,7 @@ def list_remedy(node: ConfigNode) -> str:
     return f"Begin each entry with '- ': '- {key}:{f' {child.text}' if child.text else ''}'."
 
 
-def _not_text(node: ConfigNode) -> str:
+def not_text(node: ConfigNode) -> str:
     message = f"{show(node)} is not text."
     if isinstance(node.value, dict):
         [(key, child), *others] = node.value.items() or [("", node)]
@@ -412,7 +412,7 @@ _SIZE = r"\d+\s*[xX×]\s*\d+"
 _POWER = r"(?:(\S+?)\s*[*x×]\s*)?10\s*(?:\^|\*\*)\s*(-?\d+)"
 _GROUPED = r"[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+|(?:\.\d{3}){2,})"
 _LIST = r"\d+(?:\s*[,;]\s*\d+)+"
-_SIDES = r"([1-9]\d{1,4})\s*,\s*([1-9]\d{1,4})"
+_SIDES = r"([1-9]\d{1,4})(?:\s*,\s*|\s+)([1-9]\d{1,4})"
 _DECIMAL_COMMA = r"([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)"
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _WITH_UNIT = rf"({_NUMBER})\s*([a-zA-Z×]+|[,;])"

@@ -203,7 +203,8 @@ def syntax_fault(
             return (
                 place,
                 (),
-                "not valid YAML: '- ' is missing in front of this item of a list.",
+                "not valid YAML: '- ' is missing in front of this item of a list, "
+                "or spaces where it belongs to the item above.",
             )
     for row in _REMEDIES:
         place = places[row.cause]

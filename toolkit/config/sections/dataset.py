@@ -401,7 +401,8 @@ class DatasetConfig(StrictModel):
 
     cache: (
         Annotated[
-            bool | Literal["latents", "text"], OneOf("latents", "text", or_bool=True)
+            bool | Literal["latents", "text"],
+            OneOf("latents", "text", or_bool=(True, False)),
         ]
         | None
     ) = None

@@ -143,12 +143,6 @@ def _is_qwen(value: bool) -> bool:
     return value
 
 
-def _not_true(value: Any) -> Any:
-    if value is True:
-        raise value_error("true: write 'int8' or 'fp8'.")
-    return value
-
-
 class ModelKwargs(StrictModel):
     """`model.model_kwargs`: settings of the model family.
 
@@ -193,6 +187,9 @@ class BaseLora(StrictModel):
     # the sha256 that a state records says what is in the file
     on_resume: ClassVar = {"path": "harmless"}
     saved_weights: ClassVar[tuple[str, ...]] = ("path",)
+    common_words: ClassVar = dict.fromkeys(
+        ("weight", "strength", "scale"), "multiplier"
+    )
 
     def file_name(self) -> str:
         """The name of the file without its folder, for files that are given away."""
@@ -298,8 +295,7 @@ class ModelConfig(StrictModel):
 
     quantized_products: Annotated[
         QuantizedProducts | Literal[False],
-        BeforeValidator(_not_true),
-        OneOf("int8", "fp8", or_bool=True),
+        OneOf("int8", "fp8", or_bool=(False,)),
     ] = False
     """Quantize activations and gradients too, by rows, and multiply them with the
     weights in 8 bits: `int8` takes `qtype: int8`, `fp8` takes `qtype: float8`. The LoRA

@@ -185,6 +185,9 @@ UNSUPPORTED: dict[str, tuple[str, ...]] = {
 """Flag -> the values that have no effect and therefore pass."""
 
 _FLAG = re.compile(r"(?<!\S)--([A-Za-z]\w*)(?!\S)")
+_NEARLY = re.compile(r"(?<!\S)(?:--(\w+)=|[\u2013\u2014](\w+)\s+)(\S+)")
+"""A flag with '=', or with the long dash of a word processor, and its value."""
+
 _QUOTED = re.compile(r"""\s*(?:"[^"]*"|'[^']*')(?!\S)""")
 
 
@@ -192,8 +195,15 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
     """Moves the flags of `prompt` to the keys they mean. A key given both ways with
     unlike values is an error."""
     prompt = entries.get("prompt")
-    if prompt is None or not isinstance(prompt.value, str) or "--" not in prompt.value:
+    if prompt is None or not isinstance(prompt.value, str):
         return
+    for nearly in _NEARLY.finditer(prompt.value):
+        name = nearly[1] or nearly[2]
+        if name in KEYS:
+            diagnostics.warn(
+                prompt,
+                f"{nearly.group()!r} stays in the text. Write '--{name} {nearly[3]}'.",
+            )
     text, flags = split_flags(prompt.value)
     if strange := [flag for flag in _FLAG.findall(prompt.value) if not _is_known(flag)]:
         names = ", ".join(f"'--{name}'" for name in dict.fromkeys(strange))

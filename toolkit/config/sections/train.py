@@ -471,7 +471,8 @@ class OptimizerConfig(StrictModel):
         try:
             check_parameters(self.lr_scheduler, self.lr_scheduler_params)
         except UserError as fault:
-            yield error("lr_scheduler_params", str(fault))
+            given = self.lr_scheduler_params
+            yield error("lr_scheduler_params" if given else "lr_scheduler", str(fault))
         if self.is_schedule_free:
             both = f"'optimizer: {self.optimizer}' and"
             if self.lr_scheduler != "constant":
@@ -929,6 +930,12 @@ class TrainConfig(OptimizationConfig):
             yield error(
                 "min_timestep",
                 f"{self.min_timestep:g} is not below max_timestep {self.max_timestep:g}.",
+            )
+        elif (most := self.max_timestep) <= 1:
+            yield warning(
+                "max_timestep",
+                f"{most:g} of 1000: only images almost without noise are trained. "
+                f"Write {most * 1000:g} for the share {most:g}.",
             )
         for key in ("content_or_style", "preserve_distribution_shape"):
             if levels.startswith("qinglong") and not self.is_default(key):

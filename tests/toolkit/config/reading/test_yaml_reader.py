@@ -233,12 +233,12 @@ def test_what_cannot_be_read_is_one_line_with_its_place(
         (
             "a:\n  b: 1\n  - c: 2\n",
             "2:3",
-            "'- ' is missing in front of this item of a list.",
+            "'- ' is missing in front of this item of a list, or spaces where it belongs to the item above.",
         ),
         (
             "a:\n  - b: 1\n  c: 2\n  - d: 3\n",
             "3:3",
-            "'- ' is missing in front of this item of a list.",
+            "'- ' is missing in front of this item of a list, or spaces where it belongs to the item above.",
         ),
         ('a: "b\nc:\n  d: ""\n', "1:4", "the quote that opens here is never closed."),
         ("a: 16# rank: 8\n", "1:12", "a comment needs a space before its '#'."),

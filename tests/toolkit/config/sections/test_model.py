@@ -171,7 +171,7 @@ def test_base_loras_as_people_write_them(
         ),
         (
             "quantized_products: true, quantize: true",
-            "model.quantized_products: true: write 'int8' or 'fp8'.",
+            "model.quantized_products: true: is not a name. Use 'int8' or 'fp8' or false.",
         ),
     ],
 )

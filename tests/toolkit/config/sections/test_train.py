@@ -206,11 +206,11 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ),
         (
             "lr_scheduler: ExponentialLR",
-            "train.lr_scheduler_params: exponential needs 'gamma', which is not given.",
+            "train.lr_scheduler: exponential needs 'gamma', which is not given.",
         ),
         (
             "lr_scheduler: step",
-            "train.lr_scheduler_params: step needs 'step_size', which is not given.",
+            "train.lr_scheduler: step needs 'step_size', which is not given.",
         ),
         (
             "lr_scheduler_params: {gamma: 1}",
