@@ -261,8 +261,13 @@ def inspect_image(path: Path | str) -> ImageInfo:
         info = _info(image, image.has_transparency_data)
         is_decoded = not getattr(image, "fp", None)
         if image.format == "PNG" and not (info.alpha or is_decoded):
-            image.verify()
+            try:
+                image.verify()
+            except (OSError, SyntaxError):
+                open_image(path).close()  # chunks that are not pixels may be damaged
             return info._replace(verified=True)
+        if image.format == "JPEG" and _JPEG_END not in cast("Any", image).fp.read():
+            raise ImageError(path, "has no end: truncated or damaged")
         # JPEG: every byte is still read, but only an eighth of each side is computed.
         image.draft(None, (1, 1))
         decoded = _decoded(image)
@@ -481,9 +486,12 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         raise Unread("a PNG of 16 bits with a clear colour (tRNS)")
 
 
+_JPEG_END = b"\xff\xd9"
+"""The marker EOI. In coded pixels a zero follows each 255 (ITU-T T.81, B.1.1.5)."""
+
 _ENDS = {
-    "JPEG": b"\xff\xd9",
-    "MPO": b"\xff\xd9",
+    "JPEG": _JPEG_END,
+    "MPO": _JPEG_END,
     "PNG": b"IEND\xaeB`\x82",
 }
 """Format -> the last bytes of a whole file."""

@@ -683,6 +683,30 @@ def test_a_png_is_checked_by_its_checksums_and_decoded_where_it_may_be_clear(
         inspect_image(hurt)
 
 
+def test_a_wrong_checksum_is_no_damage_where_the_pixels_are_good(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.png"
+    whole = ORDINARY["colour.png"]
+    path.write_bytes(whole)
+    wanted = open_image(path)
+    path.write_bytes(whole[:-16] + b"????" + whole[-12:])  # of the only IDAT
+    assert inspect_image(path) == inspect_header(path)._replace(verified=True)
+    assert open_image(path) == wanted
+
+
+def test_a_jpeg_that_a_download_left_half_zeros_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    whole = ORDINARY["colour.jpg"]
+    path.write_bytes(whole + bytes(999))  # as some cameras fill the last block
+    assert inspect_header(path).size == (61, 40)
+    half = len(whole) // 2
+    path.write_bytes(whole[:half] + bytes(half))
+    for inspect in (inspect_header, inspect_image):
+        with pytest.raises(ImageError, match="has no end: truncated or damaged"):
+            inspect(path)
+
+
 @pytest.mark.parametrize("name", [*ORDINARY, *UNUSUAL, "late.png"])
 def test_the_header_says_what_the_decoder_says(tmp_path: Path, name: str) -> None:
     contents = {**ORDINARY, **UNUSUAL, "late.png": late_metadata()}[name]
