@@ -718,7 +718,8 @@ class FlowTrainerConfig(RolesSection):
         return stream
 
     def scan(self) -> ImageData:
-        cache = ScanCache.beside(self.training_folder)
+        trains_vae = self.autoencoder is not None
+        cache = ScanCache.beside(self.training_folder, reads_whole=trains_vae)
         family = self.model.family()
         multiple = family.size_multiple
         scan, items, split = split_validation(

@@ -148,7 +148,7 @@ class VaeTrainerConfig(RolesSection):
         return self.model.latent_scale()
 
     def scan(self) -> ImageData:
-        cache = ScanCache.beside(self.training_folder)
+        cache = ScanCache.beside(self.training_folder, reads_whole=True)
         multiple = self.size_multiple()
         parts = split_validation(
             self, *scan_items(self, multiple, cache), multiple, _reconstructions

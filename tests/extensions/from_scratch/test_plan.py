@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from extensions.from_scratch.flow_config import FlowTrainerConfig
 from extensions.from_scratch.plan import VaePlanner
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.config.reading.process import JobContext
+from toolkit.data.scan import folder_check
+from toolkit.errors import DataErrors
 from toolkit.plan.memory import Machine
 from toolkit.plan.run_plan import RunPlan
 
@@ -156,6 +159,25 @@ def test_what_a_run_is_too_short_for_is_told(vae_job, pictures: Path) -> None:
 
 def test_captions_are_not_missed(vae_job, pictures: Path) -> None:
     assert not any("empty prompt" in note for note in plan(vae_job, pictures).notes)
+
+
+@pytest.mark.parametrize("is_joint", [False, True])
+def test_many_images_that_steps_decode_are_read_whole(
+    vae_job, flow_job, pictures: Path, monkeypatch: pytest.MonkeyPatch, is_joint: bool
+) -> None:
+    monkeypatch.setattr(folder_check, "READ_WHOLE", 2)
+    torn = bytearray((pictures / "b.png").read_bytes())
+    torn[torn.index(b"IDAT") + 4] ^= 0xFF
+    (pictures / "b.png").write_bytes(torn)
+    section: VaeTrainerConfig | FlowTrainerConfig
+    if is_joint:
+        job = flow_job(pictures)
+        assert FlowTrainerConfig.model_validate(job).scan().samples == 3
+        section = FlowTrainerConfig.model_validate({**job, "autoencoder": {}})
+    else:
+        section = VaeTrainerConfig.model_validate(vae_job(pictures))
+    with pytest.raises(DataErrors, match=r"b\.png"):
+        section.scan()
 
 
 def test_a_folder_without_spade_loses_none(vae_job, pictures: Path, vae: Path) -> None:

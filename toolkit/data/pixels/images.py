@@ -258,11 +258,13 @@ def inspect_image(path: Path | str) -> ImageInfo:
     noticed: a PNG without transparency by its checksums, a JPEG decoded at an eighth of
     its size, any other decoded. Raises ImageError."""
     with _reading(path) as image:
+        _refuse_wrong_checksums(image)
         info = _info(image, image.has_transparency_data)
         is_decoded = not getattr(image, "fp", None)
         if image.format == "PNG" and not (info.alpha or is_decoded):
-            image.verify()
             return info._replace(verified=True)
+        if image.format == "JPEG" and _JPEG_END not in cast("Any", image).fp.read():
+            raise OSError("it has no end")
         # JPEG: every byte is still read, but only an eighth of each side is computed.
         image.draft(None, (1, 1))
         decoded = _decoded(image)
@@ -481,9 +483,12 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         raise Unread("a PNG of 16 bits with a clear colour (tRNS)")
 
 
+_JPEG_END = b"\xff\xd9"
+"""The marker EOI. In coded pixels a zero follows each 255 (ITU-T T.81, B.1.1.5)."""
+
 _ENDS = {
-    "JPEG": b"\xff\xd9",
-    "MPO": b"\xff\xd9",
+    "JPEG": _JPEG_END,
+    "MPO": _JPEG_END,
     "PNG": b"IEND\xaeB`\x82",
 }
 """Format -> the last bytes of a whole file."""
@@ -559,8 +564,20 @@ def _upright_size(image: Image.Image) -> Size:
 
 def _decoded(image: Image.Image) -> Image.Image:
     """An opened image with its pixels, upright."""
+    _refuse_wrong_checksums(image)
     image.load()
     return _turned(image, _orientation(image))
+
+
+def _refuse_wrong_checksums(image: Image.Image) -> None:
+    """Raises OSError or SyntaxError for an opened, not decoded PNG that is damaged:
+    Pillow 13.0 decodes some as black rows."""
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if image.format == "PNG" and file:
+        place = file.tell()
+        file.seek(8)
+        PngImagePlugin.ChunkStream(file).verify()
+        file.seek(place)
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

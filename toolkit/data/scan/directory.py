@@ -270,7 +270,8 @@ for this start only."""
 class ScanCache:
     """Lists folders with the cached facts of their images, and saves new ones.
 
-    folder: where the cache files are; None caches nothing.
+    folder: where the cache files are; None caches nothing. reads_whole: for trainers
+    that decode images in their steps: each is read whole, however many they are.
 
     Example::
 
@@ -279,7 +280,8 @@ class ScanCache:
         scan_cache.save()
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, reads_whole: bool = False) -> None:
+        self.reads_whole = reads_whole
         self._folder = folder
         self._named: dict[str, DirectoryListing] = {}
         """Folder as the user wrote it -> its listing; each is read once."""
@@ -287,10 +289,11 @@ class ScanCache:
         """The same by its real path."""
 
     @staticmethod
-    def beside(training_folder: str) -> ScanCache:
+    def beside(training_folder: str, reads_whole: bool = False) -> ScanCache:
         """The scan cache that all jobs of this training folder share. A leading `~` is
         the home folder. Nothing is read or written yet."""
-        return ScanCache(Path(training_folder).expanduser() / CACHE_FOLDER / "scans")
+        folder = Path(training_folder).expanduser() / CACHE_FOLDER / "scans"
+        return ScanCache(folder, reads_whole)
 
     def listing(self, folder: str) -> DirectoryListing:
         """The folder with cached facts of images that did not change. Raises OSError

@@ -51,7 +51,7 @@ from toolkit.system.read_ahead import map_small_files, thread_map
 READ_WHOLE = 500
 """The scan reads up to this number of new images whole. Of more images it reads headers
 and ends; damage in between is then found, and reported for all of them, when the images
-are encoded."""
+are encoded. `ScanCache.reads_whole`: all are read whole."""
 
 _FRACTION = re.compile(r"([0-9]+[.,][0-9]+)_")  # repeats of OneTrainer may be fractions
 # `40-char`, `_40_char`, `x40_char`, `4O_char`; not the date 2024-05-01
@@ -127,7 +127,7 @@ def _read_facts(
         ImageFile(listing, name) for listing, names in wanted.items() for name in names
     ]
     unreadable: dict[str, str] = {}
-    for file, looked in _looked_at(images):
+    for file, looked in _looked_at(images, findings.scan_cache.reads_whole):
         if isinstance(looked, str):
             unreadable[file.path] = looked
             continue
@@ -151,12 +151,12 @@ def _read_facts(
 
 
 def _looked_at(
-    images: Sequence[ImageFile],
+    images: Sequence[ImageFile], reads_whole: bool
 ) -> Iterator[tuple[ImageFile, ImageInfo | str]]:
     """Each image that is not known yet, with its facts or its error. Up to READ_WHOLE
-    are read whole."""
+    are read whole; reads_whole: all."""
     unread = [image for image in images if not (image.facts and image.facts.verified)]
-    are_many = len(unread) > READ_WHOLE
+    are_many = len(unread) > READ_WHOLE and not reads_whole
     if are_many:
         unread = [image for image in images if not image.facts]
     inspect = inspect_header if are_many else inspect_image

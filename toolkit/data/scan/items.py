@@ -21,6 +21,7 @@ from toolkit.config.sections.dataset import Rectangle, sides_of
 from toolkit.config.sections.output import SampleItem
 from toolkit.contracts.data import BucketedSample, Focus, ResizeCrop, Sample, Size
 from toolkit.data.pixels.images import (
+    MAX_PIXELS,
     ImageError,
     image_size,
     inspect_image,
@@ -173,6 +174,12 @@ def scan_items(
     items = make_items(
         scan.samples, lambda sample: resolutions[sample.dataset], size_multiple
     )
+    strips = {
+        sample.image: f"is enlarged to {crop.scaled} pixels before it is cut. Crop it"
+        for sample, crop in items
+        if prod(crop.scaled) > MAX_PIXELS
+    }
+    _refuse(strips.items())
     uses = Counter[str]()
     for sample, _ in items:
         uses[sample.folder] += sample.repeats

@@ -683,6 +683,37 @@ def test_a_png_is_checked_by_its_checksums_and_decoded_where_it_may_be_clear(
         inspect_image(hurt)
 
 
+def test_a_png_that_the_decoder_would_fill_with_black_is_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.png"
+    good = noise()
+    good.save(path)
+    whole = path.read_bytes()
+    rows = b"".join(bytes(1) + row.tobytes() for row in numpy.asarray(good)[:90])
+    start = whole.index(b"IDAT") + 4
+    cut = zlib.compress(rows)
+    path.write_bytes(whole[:start] + cut + whole[start + len(cut) :])
+    with Image.open(path) as image:
+        assert image.getpixel((9, 150)) == (0, 0, 0)  # Pillow 13.0 raises nothing
+    assert inspect_header(path).size == good.size
+    for read in (inspect_image, open_image, images.load_alpha):
+        with pytest.raises(ImageError, match=r"checksum.*: truncated or damaged"):
+            read(path)
+
+
+def test_a_jpeg_that_a_download_left_half_zeros_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    whole = ORDINARY["colour.jpg"]
+    path.write_bytes(whole + bytes(999))  # as some cameras fill the last block
+    assert inspect_header(path).size == (61, 40)
+    half = len(whole) // 2
+    path.write_bytes(whole[:half] + bytes(half))
+    for inspect in (inspect_header, inspect_image):
+        with pytest.raises(ImageError, match=r"it has no end.*: truncated or damaged"):
+            inspect(path)
+
+
 @pytest.mark.parametrize("name", [*ORDINARY, *UNUSUAL, "late.png"])
 def test_the_header_says_what_the_decoder_says(tmp_path: Path, name: str) -> None:
     contents = {**ORDINARY, **UNUSUAL, "late.png": late_metadata()}[name]

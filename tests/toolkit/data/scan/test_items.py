@@ -80,6 +80,16 @@ def test_more_uses_than_can_be_put_in_order_are_refused_by_folder(
     )
 
 
+def test_a_strip_that_a_rectangle_would_enlarge_beyond_memory_is_refused(
+    tmp_path: Path, image, dataset
+) -> None:
+    image(tmp_path / "a.png", 9000, 2), image(tmp_path / "b.png", 3000, 100)
+    told = r"a\.png.* is enlarged to 2304000x512 pixels before it is cut\. Crop it"
+    with pytest.raises(DataErrors, match=told) as caught:
+        scan_items(section(dataset(tmp_path, resolution=(square(512),))), 32)
+    assert len(caught.value.errors) == 1
+
+
 # ------------------------------------------------------------ buckets
 
 
