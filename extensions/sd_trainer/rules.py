@@ -586,12 +586,10 @@ def _without_layers(s: DiffusionSection, title: str) -> Findings:
             yield warning(
                 f"{place}.layers", f"has no effect: {title} generates no layers."
             )
-    yield from below(
-        "model",
-        s.model.model_kwargs.unused(
-            "composite_target", f": {title} generates no layers."
-        ),
+    unused = s.model.model_kwargs.unused(
+        "composite_target", f": {title} generates no layers."
     )
+    yield from below("model", below("model_kwargs", unused))
 
 
 def _of_layers(s: DiffusionSection, title: str) -> Findings:

@@ -19,7 +19,7 @@ from toolkit.contracts.model import ROWS_OF, ModelSection
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata, tensor_shapes
 from toolkit.files.unreadable import Cause, cause_of
-from toolkit.models.families import ModelFamily, family_for, published_families
+from toolkit.models.families import ModelFamily, family_for, published_members
 from toolkit.models.single_file import OTHER_MODELS
 
 ARCHITECTURE, VERSION = "modelspec.architecture", "ss_base_model_version"
@@ -99,7 +99,7 @@ def named_families(metadata: Mapping[str, Any]) -> list[ModelFamily]:
     architecture = _architecture(metadata)
     return [
         one
-        for one in published_families()
+        for one in published_members()
         if one.modelspec[0] == architecture or one.arch == metadata.get(VERSION)
     ]
 
@@ -126,7 +126,7 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
     named = named_families(metadata)
     kinds_of = {
         one: _kinds(one, Path(next(iter(one.published))))
-        for one in named or published_families()
+        for one in named or published_members()
     }
     others = [one for one in kinds_of if kinds_of[one] != kinds]
     if not named:

@@ -48,6 +48,7 @@ from toolkit.models.vae_files import encoder_hash
 if TYPE_CHECKING:
     from PIL import Image
 
+transformers.logging.disable_progress_bar()  # a bar per part would tear the status line
 
 VIDEO = "temperal_downsample"
 """Key in the config of a VAE of videos, whose images are videos of one frame."""

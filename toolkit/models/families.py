@@ -408,6 +408,9 @@ class ModelFamily(ModelFacts, ABC):
         by its name."""
         return self
 
+    size: str = ""
+    """Which of its published models it is, where they differ in size."""
+
     tiny_parts: str = ""
     """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts
     of a tiny model and returns its transformer, as "module:function". Empty: the family
@@ -635,6 +638,19 @@ def published_families() -> list[ModelFamily]:
         for one in cast("Iterator[ModelFamily]", families())
         if one.published and not one.size_fault()
     ]
+
+
+def published_members() -> list[ModelFamily]:
+    """`published_families`, with one for each size of their published models.
+
+    >>> [one.size for one in published_members() if one.arch == "flux2_klein"]
+    ['4B', '9B']
+    """
+    members: dict[tuple[str, str], ModelFamily] = {}
+    for family in published_families():
+        for one in (family, *map(family.of_title, family.published.values())):
+            members.setdefault((one.arch, one.size), one)
+    return list(members.values())
 
 
 def published_names() -> set[str]:

@@ -143,11 +143,8 @@ class DiffusersFamily(ModelFamily):
 
     shapes_file: Path
     """The weights of the published transformer, as
-    `toolkit.models.diffusers_model.write_shapes` writes them, and the memory of its
-    blocks."""
-
-    size: str = ""
-    """The entry of `shapes_file`, where the published models differ in size."""
+    `toolkit.models.diffusers_model.write_shapes` writes them by `size`, and the memory
+    of its blocks."""
 
     text_width_key: str
     """The key of the transformer's config that has the width of text features."""

@@ -27,7 +27,7 @@ from toolkit.models.adapter_origin import (
     origin_findings,
     other_model,
 )
-from toolkit.models.families import ModelFamily, family_for, published_families
+from toolkit.models.families import ModelFamily, family_for, published_members
 from toolkit.networks.adapter_health import (
     TEXT_SIDE,
     finding,
@@ -163,7 +163,7 @@ class DoctorProcess(BaseExtensionProcess):
                 yield finding("other_base", message, AS_SAVED)
         architecture = metadata.get(ARCHITECTURE, "")
         is_ours = any(
-            architecture.startswith(one.modelspec[0]) for one in published_families()
+            architecture.startswith(one.modelspec[0]) for one in published_members()
         )
         if OTHER_ARCHITECTURES.match(architecture) and not is_ours:
             message = f"Its metadata say {architecture}, and its layers have the names of those of {base.family.title}."
@@ -226,7 +226,7 @@ def _with_layers(
 def _published() -> list[Base]:
     return [
         _with_layers(family, Path(next(iter(family.published))))
-        for family in published_families()
+        for family in published_members()
     ]
 
 

@@ -27,7 +27,7 @@ from toolkit.errors import UserError
 from toolkit.files.safetensors_io import is_own_file, read_metadata
 from toolkit.files.writing import require_own
 from toolkit.models.adapter_origin import named_families
-from toolkit.models.families import ModelFamily, family_for, published_families
+from toolkit.models.families import ModelFamily, family_for, published_members
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.spelling import EXPORTED_PREFIX, UP, spelled, spelling_for_layers
@@ -53,7 +53,7 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
         named = named_families(read_metadata(path))
     layers = [
         list(family.every_linear_layer(Path(next(iter(family.published)))))
-        for family in (*named, *published_families())
+        for family in (*named, *published_members())
     ]
     try:
         return read_adapter(path, layers, any_model)

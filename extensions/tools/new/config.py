@@ -21,6 +21,7 @@ from extensions.tools.shared.examples import (
     MASCOTS,
     MODELS,
     WITHOUT_GPU,
+    all_models,
     is_small,
     layers_in,
     written_job,
@@ -109,8 +110,8 @@ class NewConfig(ToolConfig):
 
     gpu: int = Field(default=0, ge=0, le=999)
     """Memory of the GPU in GB, such as 24. The least is 4 for Qwen-Image-2.1, 12 for
-    Qwen-Image-Layered, and 6 for the others. 0: the memory of this machine's GPU, or 24
-    if it has none."""
+    Qwen-Image-Layered, 6 for other Qwen-Images, and 8 for other families. 0: that of
+    this machine's GPU, or 24."""
 
     effort: EffortName = "usual"
     """`quick`: a quarter of the usual steps, to see whether it learns. `careful`: twice
@@ -262,7 +263,9 @@ class NewConfig(ToolConfig):
                 message = family.too_many_references(
                     pairs.most(), "the folders of control images"
                 )
-                edits = " or ".join(model.id for model in MODELS if model.references)
+                edits = " or ".join(
+                    model.id for model in all_models() if model.references
+                )
                 message = f"{pairs.place!r} {message} Models that edit: {edits}."
                 yield Diagnostic(
                     ("control_path" if self.control_path else "folder",), message

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import Flux2KleinPipeline
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from extensions.flux2_klein.family import LAYER_NAMES
@@ -17,6 +18,7 @@ from tests.conftest import ROOT
 from tests.extensions.family_contract import *  # noqa: F403 - its tests and its fixtures
 from tests.extensions.family_contract import Row
 from tests.extensions.flux2_klein.small import write_klein
+from tests.running import run_tool
 from toolkit.config.sections.model_files import family_named
 from toolkit.train.sampling import SamplePrompt
 
@@ -112,6 +114,24 @@ def row() -> Row:
 
 
 # ------------------------------------------------------------ members
+
+
+@pytest.mark.parametrize("name", ["FLUX.2-klein-base-4B", "FLUX.2-klein-base-9B"])
+def test_a_lora_of_each_size_is_known_without_its_model(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = family_named("flux2_klein").of_title(name)
+    tensors = {}
+    for layer, (inputs, outputs) in family.linear_layers(tmp_path).items():
+        tensors[f"transformer.{layer}.lora_A.weight"] = torch.full((1, inputs), 0.01)
+        tensors[f"transformer.{layer}.lora_B.weight"] = torch.full((outputs, 1), 0.01)
+    ours = {"ss_base_model_version": "flux2_klein"}
+    for metadata in (None, ours):
+        save_file(tensors, tmp_path / "lora.safetensors", metadata)
+        run_tool("doctor", [tmp_path / "lora.safetensors"])
+        assert f"a LoRA of {name}" in capsys.readouterr().out
+    flags = [tmp_path / "lora.safetensors", tmp_path / "musubi.safetensors"]
+    run_tool("convert", [*flags, "--to", "musubi"])
 
 
 @pytest.mark.parametrize("distilled", [False, True])

@@ -247,7 +247,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
         (
             "train_text_encoder: false",
             "train_text_encoder: true",
-            "train.train_text_encoder: true is not supported: Q",
+            "train.train_text_encoder: true is not supported: the text encoder is frozen",
         ),
         (
             "train_unet: true",

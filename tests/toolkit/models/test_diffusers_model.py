@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from tests.small_parts import SmallFamily, write_lumina2
 from toolkit.errors import RunError, UserError
 from toolkit.models.diffusers_model import write_shapes
@@ -72,3 +75,13 @@ def test_a_list_of_blocks_that_is_left_out_is_named(tmp_path: Path) -> None:
     options = ModelLoadOptions(folder, torch.device("cpu"), torch.float32)
     with pytest.raises(RunError, match=left_out):
         Mine().open(options).part("transformer")
+
+
+@pytest.mark.slow
+def test_a_family_that_loads_its_parts_draws_no_bars_of_its_libraries() -> None:
+    code = (
+        "import toolkit.models.diffusers_model\n"
+        "from transformers.utils.logging import is_progress_bar_enabled\n"
+        "raise SystemExit(is_progress_bar_enabled())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

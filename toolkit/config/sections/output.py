@@ -390,7 +390,7 @@ class SampleConfig(SampleIntervalConfig):
     """
 
     sampler: Annotated[Literal["flowmatch"], OneOf()] = "flowmatch"
-    """Sampler; Qwen-Image supports flow matching only."""
+    """Sampler: flow matching only."""
 
     samples: tuple[SampleItem, ...] = ()
     """The images of one set."""
@@ -413,12 +413,12 @@ class SampleConfig(SampleIntervalConfig):
     """Image i of a set has the seed `seed` + i."""
 
     guidance_scale: float | None = Field(default=None, ge=0, le=1000)
-    """Classifier-free guidance scale; 0 to 1: off. Not given: 4, or 1 for a model that
-    is sampled without guidance (Qwen-Image-2.1)."""
+    """Classifier-free guidance scale; 0 to 1: off. Not given: the model's, 4 with most,
+    1 with Qwen-Image-2.1 and distilled ones."""
 
     sample_steps: int | None = Field(default=None, ge=1, le=10_000)
-    """Number of denoising steps. Not given: 20, 40 with Qwen-Image-2.1, 8 with its
-    Turbo, 50 with Qwen-Image-Layered."""
+    """Number of denoising steps. Not given: the model's, such as 20, 40 with
+    Qwen-Image-2.1 or 8 with its Turbo."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, 1: no shift. Not given: by the size of the image, as

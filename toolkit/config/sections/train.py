@@ -295,8 +295,7 @@ def _trained(value: bool) -> bool:
 def _not_trained(value: bool) -> bool:
     if value:
         raise value_error(
-            "true is not supported: Qwen-Image's text encoder is a frozen vision-language model, whose "
-            "embeddings are computed once. Write false."
+            "true is not supported: the text encoder is frozen, and its embeddings are computed once. Write false."
         )
     return value
 
@@ -633,7 +632,7 @@ class TrainConfig(OptimizationConfig):
     """Must be false: the text encoder is frozen."""
 
     noise_scheduler: Annotated[Literal["flowmatch"], OneOf()] = "flowmatch"
-    """Noise process; Qwen-Image supports flow matching only."""
+    """Noise process: flow matching only."""
 
     timestep_type: Annotated[
         str,

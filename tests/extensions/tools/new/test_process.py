@@ -21,6 +21,7 @@ from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.examples import (
     MODELS,
     Model,
+    all_models,
     example_text,
     left_out_in,
     written_job,
@@ -395,11 +396,18 @@ def test_the_help_names_the_smallest_gpu_of_each_model() -> None:
         for model in MODELS
     }
     others = {gb for title, gb in least.items() if title not in about}
-    assert others == {6} and "and 6 for the others" in about
+    assert others == {6} and "6 for other Qwen-Images" in about
     named = {title: gb for title, gb in least.items() if title in about}
     assert len(named) == 2 and all(
         f"{gb} for {title}" in about for title, gb in named.items()
     )
+    known = {model.arch for model in MODELS}
+    of_others = {
+        min(card.least_gb for card in model.cards.values())
+        for model in all_models()
+        if model.arch not in known
+    }
+    assert of_others == {8} and "and 8 for other families" in about
 
 
 @pytest.mark.parametrize(
@@ -422,7 +430,7 @@ def test_the_help_names_the_smallest_gpu_of_each_model() -> None:
         ("a after --control-path befor", "--control-path: 'befor' is not a folder"),
         ("a after --control-path other", "no image in 'after' has a control image of its name in other (there: "),
         ("a after --control-path before --model Qwen/Qwen-Image-2512", "takes none. Leave the folders"),
-        ("a pairs --model Qwen/Qwen-Image-2512", "Models that edit: Qwen/Qwen-Image-Edit-2509 or "),
+        ("a pairs --model Qwen/Qwen-Image-2512", " or black-forest-labs/FLUX.2-klein-base-4B or "),
     ],
 )  # fmt: skip
 def test_a_mistake_names_what_to_write_instead(

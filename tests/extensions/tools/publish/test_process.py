@@ -336,6 +336,11 @@ def test_a_preview_overwrites_nothing(run: Path, name: str) -> None:
             ],
             "prompt_template",
         ),
+        (
+            ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Layered"),
+            ['image=[load_image("input.png").convert("RGBA")], prompt="myc"'],
+            "QwenImageEdit",
+        ),
         (("job: extension", "job: nothing"), ["license: mit"], "## Training"),
         (("an apache base", "asks for nothing"), ["license: mit"], "Built with"),
     ],
