@@ -1060,7 +1060,7 @@ def check_arguments(
             )
         from jobs.sweep import variants
 
-        arguments.variants = variants(arguments.sweep, arguments.seeds)
+        arguments.variants = variants(arguments.sweep, arguments.seeds, arguments.set)
     if arguments.card:
         from toolkit.plan.cards import asked_card
 

@@ -73,9 +73,12 @@ class Variant(NamedTuple):
         return (*seeds, *(("--sweep", *words) if words else ()))
 
 
-def variants(sweep: Sequence[str], seeds: str | None) -> tuple[Variant, ...]:
+def variants(
+    sweep: Sequence[str], seeds: str | None, fixed: Sequence[str] = ()
+) -> tuple[Variant, ...]:
     """The runs of `--sweep` and `--seeds`, all seeds of a setting in a row. Raises
-    UserError for words that are not KEY=VALUE,VALUE."""
+    UserError for words that are not KEY=VALUE,VALUE, and for a key of `fixed`, the
+    words of `--set`."""
     choices: dict[str, list[Change]] = {}
     for key, text, place in read_changes(sweep, "--sweep"):
         inside = Diagnostics(place)
@@ -85,6 +88,9 @@ def variants(sweep: Sequence[str], seeds: str | None) -> tuple[Variant, ...]:
         texts = [listed[slice(*value.span)].strip() for value in values]
         # a shell makes of `train.lr={1,2}` the key twice
         choices.setdefault(key, []).extend(Change(key, text, place) for text in texts)
+    for key, _, place in read_changes(fixed, "--set"):
+        if key in choices:
+            raise UserError(f"{place}: --sweep gives it, too. Leave one of them out.")
     numbers = read_seeds(seeds) if seeds is not None else (None,)
     count = math.prod(map(len, choices.values())) * len(numbers)
     ways = product(product(*choices.values()), numbers) if count <= MOST_RUNS else ()

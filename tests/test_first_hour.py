@@ -308,6 +308,7 @@ ELSEWHERE: dict[str, str] = {
     "in its place, ": f"{DATA}/scan/test_words.py",
     "Write all of them as you will write prompts": f"{DATA}/scan/test_words.py",
     "write whole numbers from 1 on": "jobs/test_sweep.py",
+    "drops every caption. Write 0.1": "toolkit/plan/test_diffusion.py",
     "processes of this job have this key": f"{CONFIG}/reading/test_changes.py",
     "the list stands in 'defaults'": f"{CONFIG}/reading/test_changes.py",
     "Write '- type: ": f"{CONFIG}/reading/test_loader.py",

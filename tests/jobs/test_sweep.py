@@ -120,11 +120,12 @@ def test_lists_and_texts_with_commas_are_swept() -> None:
         (["a=1,2", "a=1,2"], "give each key once"),
         (["train.lr=[1"], "--sweep train.lr:1:4: not valid YAML"),
         ([f"a=1,{','.join(map(str, range(2, 1002)))}"], "at most 1000 runs in all"),
+        (["network.linear=8,16"], "--set network.linear: --sweep gives it, too."),
     ],
 )
 def test_a_sweep_that_names_no_runs_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(UserError) as refused:
-        variants(words, None)
+        variants(words, None, ["network.linear=4"])
     assert said in str(refused.value)
 
 

@@ -509,6 +509,9 @@ def _dropout(section: DiffusionSection) -> Iterator[str]:
     }
     if not any(rates.values()):
         return
+    for place, rate in rates.items():
+        if rate == 1:
+            yield f"warning: {place}: 'caption_dropout_rate: 1' drops every caption. Write 0.1 for 10 %."
     if len(set(rates.values())) == 1:
         yield f"caption dropout: {100 * next(iter(rates.values())):g} % of the uses train without caption"
     else:

@@ -293,6 +293,14 @@ class ShelfConfig(VerbConfig):
     as_json: bool = False
     """Print one JSON object."""
 
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """As above, and a folder that is none."""
+        yield from super().check(job)
+        for key in ("output", "datasets", "jobs"):
+            folder = getattr(self, key)
+            if not (self.is_default(key) or Path(folder).expanduser().is_dir()):
+                yield Diagnostic((key,), f"{folder!r} is not a folder. Give one.")
+
 
 class RunsConfig(ShelfConfig):
     """`run.py runs`: lists the runs with the size of their folders. `runs longer NAME

@@ -159,6 +159,12 @@ def test_the_share_of_captions_that_are_left_out_is_in_the_plan(
         and line.endswith("4_few")
         and "0 % of the uses of " in line
     )
+    (warned,) = (
+        note
+        for note in plan(datasets=datasets(0.05, 1)).notes
+        if note.endswith("drops every caption. Write 0.1 for 10 %.")
+    )
+    assert warned.startswith("warning: ") and "4_few: " in warned
     assert not any(
         note.startswith("caption dropout")
         for note in plan(datasets=datasets(0, 0)).notes

@@ -932,7 +932,7 @@ def _page(
         main=next((each for each in reversed(plan["processes"]) if each["start"]), None)
         if plan
         else None,
-        card_gb=int(editor.card or _card_here() or _card_of(editor.job) or 0),
+        card_gb=int(editor.other_card or _card_here() or _card_of(editor.job) or 0),
         memory_parts=_memory_parts,
         card_name=lambda card: re.sub("^an? ", "", card).replace(
             " ", "\N{NO-BREAK SPACE}"

@@ -446,6 +446,7 @@ def test_the_time_is_that_of_the_chosen_card(
     for card, name in (("24", "RTX 4090"), ("48", "L40S")):
         text = " ".join(page.fill({MODEL: EDIT, "card": card}).form.text.split())
         assert f"on an {name}. An estimate, not measured." in text
+    assert page.fill({"card": "RTX 4090"}).answer.is_success, "it is no number"
     asked: list[str] = []
 
     def check(
