@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -464,3 +465,45 @@ def trainer(tiny_model: Path) -> Callable[..., dict]:
         }
 
     return section
+
+
+@pytest.fixture
+def parts_and_whole(
+    run_py, write_job, trainer, make_pictures, tmp_path: Path
+) -> Callable[..., tuple[Path, Path, str]]:
+    """Trains a network on an int8 base, with every dropout, checkpointing and an
+    average: a step and one more, and 2 at once. Returns the two files and what the last
+    run printed."""
+
+    def make(network: dict, **changes: object) -> tuple[Path, Path, str]:
+        folder = make_pictures(tmp_path / "2_photos", "a", "b")
+        rates = dict.fromkeys(("dropout", "rank_dropout", "module_dropout"), 0.1)
+        network = {**rates, "exclude_patterns": [r".*_mod\.1"], **network}
+        for run, steps in (("parts", 1), ("parts", 2), ("whole", 2)):
+            section = trainer(
+                folder,
+                training_folder=run,
+                train={
+                    "steps": steps,
+                    "gradient_checkpointing": True,
+                    "ema_config": {"use_ema": True},
+                },
+                network=network,
+                **changes,
+            )
+            section["model"] |= {"quantize": True, "qtype": "int8"}
+            result = run_py(write_job(section), "-v")
+            printed = result.stdout + result.stderr
+            assert result.returncode == 0, printed
+            counts = re.findall(
+                r"(?:on 24 layers: |: 24 layers, )([\d,]+) trainable parameters",
+                printed,
+            )
+            # the plan and the network
+            assert len(counts) == 2 and len(set(counts)) == 1, printed
+        parts, whole = (
+            tmp_path / run / "job" / "job.safetensors" for run in ("parts", "whole")
+        )
+        return parts, whole, printed
+
+    return make

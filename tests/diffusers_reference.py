@@ -4,9 +4,11 @@ parity tests compare."""
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -104,6 +106,25 @@ class PartsProcessor:
                 **vision,
             }
         )
+
+
+def load_without_a_word(
+    pipeline: Any, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Loads a LoRA file by the pipeline's own loader, which must not complain."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "peft")]
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO):
+        warnings.simplefilter("always")
+        for logger in loggers:
+            logger.addHandler(caplog.handler)
+        pipeline.load_lora_weights(file)
+        for logger in loggers:
+            logger.removeHandler(caplog.handler)
+    said = [record.getMessage() for record in caplog.records]
+    said += [str(warning.message) for warning in caught]
+    assert not [
+        text for text in said if "key" in text.lower() or "lora" in text.lower()
+    ], said
 
 
 def load_pipeline(folder: Path) -> Any:

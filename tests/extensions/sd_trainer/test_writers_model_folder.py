@@ -26,14 +26,13 @@ from extensions.sd_trainer.writers import (
     SingleFileWriter,
 )
 from tests.diffusers_reference import MEMBERS, load_pipeline, open_tiny
+from tests.full_run import run_of_full_network
 from tests.processes import in_processes
 from tests.quantized import mark
-from toolkit.contracts.training import TrainState
 from toolkit.errors import RunError
 from toolkit.models import parts
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.full import FullNetwork
-from toolkit.optim.ema import Ema
 from toolkit.system.distributed import ProcessGroup
 from toolkit.system.sharded_param import RowShard
 from toolkit.train.collectives import WorkerContext, install_command_handler
@@ -59,34 +58,15 @@ def trained(tiny_model: Path, tmp_path: Path) -> Callable[..., tuple]:
 
     def make(ema: bool = False, **save) -> tuple:
         model = open_tiny(tiny_model)
-        network = FullNetwork(
-            ["transformer_blocks.0.attn.to_q", "proj_out"], torch.float32
-        )
-        network.attach(model.network_module)
-        parameters = network.parameters()
-        average = Ema(parameters, 0.9) if ema else None
-        with torch.no_grad():
-            parameters["proj_out.weight"].fill_(0.5)
-        role = Role(
-            parameters,
-            torch.optim.SGD(parameters.values()),
-            0.1,
-            lambda step: 1.0,
-            ema=average,
-        )
-        run = Run(
-            "maya",
+        network, run = run_of_full_network(
+            model.network_module,
+            ["transformer_blocks.0.attn.to_q", "proj_out"],
             tmp_path,
-            400,
-            1,
-            seed=1,
-            roles={NETWORK: role},
-            state=TrainState(step=340, epochs_done=2),
+            with_ema=ema,
         )
         chosen = section(tiny_model, **save)
-        metadata = job_metadata(
-            chosen, {}, run.name, run.steps, run.seed, role.optimizer
-        )
+        optimizer = run.roles[NETWORK].optimizer
+        metadata = job_metadata(chosen, {}, run.name, run.steps, run.seed, optimizer)
         return ModelFolderWriter(network, chosen, metadata), run, model
 
     return make

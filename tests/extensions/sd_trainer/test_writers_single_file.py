@@ -16,18 +16,13 @@ from extensions.sd_trainer.writers import (
     SingleFileWriter,
 )
 from tests.diffusers_reference import MEMBERS
+from tests.full_run import run_of_full_network
 from tests.golden_tables import table
 from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.model import ROWS_OF
-from toolkit.contracts.training import TrainState
 from toolkit.memory.quantization import quantizer
 from toolkit.models.loading import load_model
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.networks.full import FullNetwork
-from toolkit.optim.ema import Ema
-from toolkit.train.flow_step import NETWORK
-from toolkit.train.optimizer_step import Role
-from toolkit.train.run import Run
 
 
 def weights_of(folder: Path, file: Path | None = None) -> dict[str, torch.Tensor]:
@@ -57,28 +52,8 @@ def test_a_saved_file_has_the_bits_of_the_folder_and_the_names_of_comfyui(
         torch.float32,
         quantizer,
     )
-    network = FullNetwork(["transformer_blocks.0.attn.to_q"], torch.float32)
-    network.attach(model.network_module)
-    parameters = network.parameters()
-    average = Ema(parameters, 0.9)
-    with torch.no_grad():
-        parameters["transformer_blocks.0.attn.to_q.weight"].fill_(0.5)
-    role = Role(
-        parameters,
-        torch.optim.SGD(parameters.values()),
-        0.1,
-        lambda step: 1.0,
-        ema=average,
-    )
-    run = Run(
-        "maya",
-        tmp_path,
-        9,
-        1,
-        seed=1,
-        roles={NETWORK: role},
-        state=TrainState(step=3, epochs_done=0),
-    )
+    layers = ["transformer_blocks.0.attn.to_q"]
+    network, run = run_of_full_network(model.network_module, layers, tmp_path)
     written: dict[type[LoraWriter], list[Path]] = {}
     for kind, layout in (
         (ModelFolderWriter, "diffusers"),

@@ -1,7 +1,6 @@
 """The table of kinds: the sizes of all matrices against LyCORIS where it has the kind,
 and whole jobs of each."""
 
-import re
 from collections import OrderedDict
 from dataclasses import replace
 from math import prod
@@ -205,44 +204,12 @@ def test_every_kind_has_units_for_the_plan(kind: NetworkKind) -> None:
 
 @pytest.mark.slow
 def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
-    run_py, write_job, trainer, make_pictures, tmp_path: Path
+    parts_and_whole,
 ) -> None:
-    """A step and one more against 2 at once, on an int8 base with every dropout and
-    checkpointing. A job of each kind: tests/extensions/sd_trainer/test_matrix.py."""
-    folder = make_pictures(tmp_path / "2_photos", "a", "b")
-
-    def train(run: str, steps: int) -> Path:
-        section = trainer(
-            folder,
-            training_folder=run,
-            train={
-                "steps": steps,
-                "gradient_checkpointing": True,
-                "ema_config": {"use_ema": True},
-            },
-            network={
-                "type": "dora",
-                "linear": 3,
-                "linear_alpha": 1.5,
-                "dropout": 0.1,
-                "rank_dropout": 0.1,
-                "module_dropout": 0.1,
-                "exclude_patterns": [r".*_mod\.1"],
-            },
-        )
-        section["model"] |= {"quantize": True, "qtype": "int8"}
-        result = run_py(write_job(section), "-v")
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert "dora rank 3, alpha 1.5 on 24 layers: " in result.stdout
-        counts = re.findall(
-            r"(?:on 24 layers: |: 24 layers, )([\d,]+) trainable parameters",
-            result.stdout,
-        )
-        assert len(counts) == 2 and len(set(counts)) == 1  # the plan and the network
-        return tmp_path / run / "job" / "job.safetensors"
-
-    train("parts", 1)
-    parts, whole = train("parts", 2), train("whole", 2)
+    """A job of each kind: tests/extensions/sd_trainer/test_matrix.py."""
+    network = {"type": "dora", "linear": 3, "linear_alpha": 1.5}
+    parts, whole, printed = parts_and_whole(network)
+    assert "dora rank 3, alpha 1.5 on 24 layers: " in printed
     stored = load_file(whole)
     assert all(
         torch.equal(tensor, stored[key]) for key, tensor in load_file(parts).items()

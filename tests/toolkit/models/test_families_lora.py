@@ -3,8 +3,6 @@ and means the same there."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from tests.diffusers_reference import (
     CPU,
     REFERENCES,
     load_pipeline,
+    load_without_a_word,
     memory_stores,
     psnr,
     relative,
@@ -98,21 +97,10 @@ def velocity(family: ModelFamily, model: DiffusionModel) -> torch.Tensor:
 def loaded_by_diffusers(
     family: ModelFamily, folder: Path, file: Path, caplog: pytest.LogCaptureFixture
 ) -> Any:
-    """The transformer after the pipeline's own loader has read the file without a
-    word."""
+    """The transformer after the pipeline's own loader has read the file."""
     pipeline = LOADERS.get(family.arch, load_pipeline)(folder)
     assert type(pipeline).__name__ in family.pipelines
-    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO):
-        warnings.simplefilter("always")
-        for name in ("diffusers", "peft"):
-            logging.getLogger(name).addHandler(caplog.handler)
-        pipeline.load_lora_weights(file)
-    said = [record.getMessage() for record in caplog.records] + [
-        str(warning.message) for warning in caught
-    ]
-    assert not [
-        text for text in said if "key" in text.lower() or "lora" in text.lower()
-    ], said
+    load_without_a_word(pipeline, file, caplog)
     return pipeline.transformer
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -124,70 +125,53 @@ def put_settings(folder: Path, **values: object) -> None:
 
 # ------------------------------------------------------------ files of peft
 
-CONFIGS: dict[str, Callable[[], PeftConfig]] = {
-    "lora": lambda: LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS),
-    "lora, rslora": lambda: LoraConfig(
-        r=4, lora_alpha=2, use_rslora=True, target_modules=TARGETS
-    ),
-    "lora, names as patterns": lambda: LoraConfig(
-        r=4,
-        lora_alpha=2,
+LORA = partial(LoraConfig, r=4, lora_alpha=2)
+CONFIGS: dict[str, Callable[..., PeftConfig]] = {
+    "lora": LORA,
+    "lora, rslora": partial(LORA, use_rslora=True),
+    "lora, names as patterns": partial(
+        LORA,
         rank_pattern={"to_q": 2},
         alpha_pattern={"to_q": 8, "0.attn.to_k": 3},
-        target_modules=TARGETS,
     ),
-    "lora, expressions as patterns": lambda: LoraConfig(
-        r=4,
-        lora_alpha=2,
+    "lora, expressions as patterns": partial(
+        LORA,
         rank_pattern={"to_[qk]": 2, r"^transformer_blocks\.1.*2": 8},
         alpha_pattern={
             r".*to_q": 8,
             r"transformer_blocks\.\d+\.attn\.to_k": 3,
             "^transformer_blocks.0.mlp.net.2": 5,
         },
-        target_modules=TARGETS,
     ),
-    "lora, mica": lambda: LoraConfig(
-        r=4, lora_alpha=2, init_lora_weights="mica", target_modules=TARGETS
-    ),
-    "lora, orthogonal": lambda: LoraConfig(
-        r=4, lora_alpha=2, init_lora_weights="orthogonal", target_modules=TARGETS
-    ),
-    "lora, gaussian": lambda: LoraConfig(
-        r=4, lora_alpha=2, init_lora_weights="gaussian", target_modules=TARGETS
-    ),
-    "lora, started at random": lambda: LoraConfig(
-        r=4, lora_alpha=2, init_lora_weights=False, target_modules=TARGETS
-    ),
-    "dora": lambda: LoraConfig(
-        r=4, lora_alpha=2, use_dora=True, target_modules=TARGETS
-    ),
-    "loha": lambda: LoHaConfig(r=4, alpha=2, target_modules=TARGETS),
-    "loha, patterns": lambda: LoHaConfig(
+    "lora, mica": partial(LORA, init_lora_weights="mica"),
+    "lora, orthogonal": partial(LORA, init_lora_weights="orthogonal"),
+    "lora, gaussian": partial(LORA, init_lora_weights="gaussian"),
+    "lora, started at random": partial(LORA, init_lora_weights=False),
+    "dora": partial(LORA, use_dora=True),
+    "loha": partial(LoHaConfig, r=4, alpha=2),
+    "loha, patterns": partial(
+        LoHaConfig,
         r=4,
         alpha=2,
         rank_pattern={"to_.": 2},
         alpha_pattern={".*to_q": 6},
-        target_modules=TARGETS,
     ),
-    "lokr": lambda: LoKrConfig(r=2, alpha=3, target_modules=TARGETS),
-    "lokr, both decomposed": lambda: LoKrConfig(
-        r=1, alpha=3, decompose_both=True, target_modules=TARGETS
-    ),
-    "lokr, whole factors": lambda: LoKrConfig(r=64, alpha=2, target_modules=TARGETS),
-    "lokr, whole factors, patterns": lambda: LoKrConfig(
+    "lokr": partial(LoKrConfig, r=2, alpha=3),
+    "lokr, both decomposed": partial(LoKrConfig, r=1, alpha=3, decompose_both=True),
+    "lokr, whole factors": partial(LoKrConfig, r=64, alpha=2),
+    "lokr, whole factors, patterns": partial(
+        LoKrConfig,
         r=64,
         alpha=2,
         rank_pattern={"to_q": 32},
         alpha_pattern={"to_[qk]": 5},
-        target_modules=TARGETS,
     ),
 }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_file_of_peft_means_what_it_means_in_peft(name: str, tmp_path: Path) -> None:
-    expected = saved_by_peft(CONFIGS[name](), tmp_path)
+    expected = saved_by_peft(CONFIGS[name](target_modules=TARGETS), tmp_path)
     assert all(change.abs().max() > 1e-4 for change in expected.values())
     assert_same_changes(tmp_path / "adapter_model.safetensors", expected)
 
@@ -706,7 +690,9 @@ def test_convert_keeps_the_strength_that_peft_gives_two_whole_factors(
 ) -> None:
     from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter
 
-    expected = saved_by_peft(CONFIGS["lokr, whole factors, patterns"](), tmp_path)
+    expected = saved_by_peft(
+        CONFIGS["lokr, whole factors, patterns"](target_modules=TARGETS), tmp_path
+    )
     converted = tmp_path / "converted.safetensors"
     file = read_adapter(tmp_path / "adapter_model.safetensors", [LAYERS])
     save_file(export(file, FORMATS[form]), converted)

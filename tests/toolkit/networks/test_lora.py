@@ -1,8 +1,6 @@
 """The LoRA's own: its scale, its file in diffusers' loader, layers that read the same
 input. What it shares with the other kinds is in test_adapter.py."""
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from tests.diffusers_reference import (
     REFERENCES,
     Member,
     drawn_by_pipeline,
+    load_without_a_word,
     memory_stores,
     open_tiny,
     psnr,
@@ -62,25 +61,10 @@ def loaded(pipeline, caplog: pytest.LogCaptureFixture):
     takes it out afterwards."""
 
     def load(path: Path):
-        with (
-            warnings.catch_warnings(record=True) as caught,
-            caplog.at_level(logging.INFO),
-        ):
-            warnings.simplefilter("always")
-            for name in ("diffusers", "peft"):
-                logging.getLogger(name).addHandler(caplog.handler)
-            pipeline.load_lora_weights(path)
-        said = [record.getMessage() for record in caplog.records] + [
-            str(warning.message) for warning in caught
-        ]
-        assert not [
-            text for text in said if "key" in text.lower() or "lora" in text.lower()
-        ], said
+        load_without_a_word(pipeline, path, caplog)
         return pipeline
 
     yield load
-    for name in ("diffusers", "peft"):
-        logging.getLogger(name).removeHandler(caplog.handler)
     pipeline.unload_lora_weights()
 
 

@@ -408,52 +408,16 @@ def test_a_dry_run_counts_them_without_torch(
 
 @pytest.mark.slow
 def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
-    run_py,
-    write_job,
-    trainer,
-    make_pictures,
-    tmp_path: Path,
+    parts_and_whole,
 ) -> None:
-    """A step and one more against 2 at once, on an int8 base with every dropout,
-    checkpointing and EMA."""
-    folder = make_pictures(tmp_path / "2_photos", "a", "b")
     kind, arguments = "boft", {"rescaled": True, "constraint": 1e-3}
-
-    def train(run: str, steps: int) -> Path:
-        section = trainer(
-            folder,
-            training_folder=run,
-            train={
-                "steps": steps,
-                "gradient_checkpointing": True,
-                "ema_config": {"use_ema": True},
-            },
-            network={
-                "type": "lycoris",
-                "linear": 6,
-                "dropout": 0.1,
-                "rank_dropout": 0.1,
-                "module_dropout": 0.1,
-                "exclude_patterns": [r".*_mod\.1"],
-                "network_kwargs": {"algo": KINDS[kind].algo, **arguments},
-            },
-            save={"dtype": "float32"},
-        )
-        section["model"] |= {"quantize": True, "qtype": "int8"}
-        result = run_py(write_job(section), "-v")
-        assert result.returncode == 0, result.stdout + result.stderr
-        # the library's own lines
-        assert "LyCORIS]" not in result.stdout + result.stderr
-        counts = re.findall(
-            r"(?:on 24 layers: |: 24 layers, )([\d,]+) trainable parameters",
-            result.stdout,
-        )
-        # the plan and the network
-        assert len(counts) == 2 and len(set(counts)) == 1, result.stdout
-        return tmp_path / run / "job" / "job.safetensors"
-
-    train("parts", 1)
-    parts, whole = train("parts", 2), train("whole", 2)
+    network = {
+        "type": "lycoris",
+        "linear": 6,
+        "network_kwargs": {"algo": KINDS[kind].algo, **arguments},
+    }
+    parts, whole, printed = parts_and_whole(network, save={"dtype": "float32"})
+    assert "LyCORIS]" not in printed  # the library's own lines
     stored = load_file(whole)
     assert whole.read_bytes() == parts.read_bytes()
     with safe_open(whole, framework="pt") as file:
