@@ -24,6 +24,15 @@ from toolkit.system.seeding import global_generator
 
 BEGIN = "<|im_start|>"
 
+SMALL_TEXT = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+}
+"""Of the config of a text encoder."""
+
 
 def roughen(module: nn.Module) -> None:
     """Norms and learned tokens that are not ones and zeros, which hide mistakes."""
@@ -83,15 +92,7 @@ def write_lumina2(folder: Path) -> Path:
         vae = small_vae()
         tokenizer = write_tokenizer(folder / "tokenizer", begin=BEGIN)
         text_encoder = Gemma2Model(
-            Gemma2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=48,
-                intermediate_size=96,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=12,
-            )
+            Gemma2Config(**SMALL_TEXT, vocab_size=len(tokenizer), num_hidden_layers=3)
         )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
     Lumina2Pipeline(

@@ -12,7 +12,7 @@ from diffusers import (
 )
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
-from tests.small_parts import write_tokenizer
+from tests.small_parts import SMALL_TEXT, write_tokenizer
 from toolkit.system.seeding import global_generator
 
 BLOCKS = 4
@@ -56,13 +56,9 @@ def write_krea2(
         text_encoder = Qwen3VLModel(
             Qwen3VLConfig(
                 text_config={
+                    **SMALL_TEXT,
                     "vocab_size": len(tokenizer),
-                    "hidden_size": 48,
-                    "intermediate_size": 96,
                     "num_hidden_layers": 5,
-                    "num_attention_heads": 4,
-                    "num_key_value_heads": 2,
-                    "head_dim": 12,
                     "rope_parameters": {
                         "rope_type": "default",
                         "rope_theta": 5e6,

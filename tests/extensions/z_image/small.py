@@ -11,7 +11,7 @@ from diffusers import (
 )
 from transformers import Qwen3Config, Qwen3Model
 
-from tests.small_parts import roughen, small_vae, write_tokenizer
+from tests.small_parts import SMALL_TEXT, roughen, small_vae, write_tokenizer
 from toolkit.system.seeding import global_generator
 
 CHAT = (
@@ -47,15 +47,7 @@ def write_z_image(
         vae = small_vae()
         tokenizer = write_tokenizer(folder / "tokenizer", CHAT)
         text_encoder = Qwen3Model(
-            Qwen3Config(
-                vocab_size=len(tokenizer),
-                hidden_size=48,
-                intermediate_size=96,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=12,
-            )
+            Qwen3Config(**SMALL_TEXT, vocab_size=len(tokenizer), num_hidden_layers=3)
         )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     ZImagePipeline(
