@@ -11,6 +11,7 @@ import torch
 import torch.distributed.fsdp  # once, not in each process
 
 from tests.diffusers_reference import open_tiny, relative
+from tests.gradients import assert_same_gradients
 from tests.processes import in_processes
 from toolkit.config.sections.network import NetworkConfig
 from toolkit.errors import UserError
@@ -110,14 +111,6 @@ def test_patterns_choose_modules_with_all_that_is_theirs_and_the_rest_is_frozen(
     }
 
 
-def last_block_text(name: str) -> bool:
-    """Weights of the last block whose effect never reaches the image."""
-    dead = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
-    return name.startswith("transformer_blocks.1.") and any(
-        part in name for part in dead
-    )
-
-
 def test_gradients_are_float32_reach_every_weight_and_checkpointing_changes_none(
     step_inputs, attached
 ) -> None:
@@ -127,17 +120,8 @@ def test_gradients_are_float32_reach_every_weight_and_checkpointing_changes_none
         adapter.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
         adapter.predict_velocity(*step_inputs).square().mean().backward()
         found.append({name: p.grad for name, p in network.parameters().items()})
-    without = {
-        name
-        for name, gradient in found[0].items()
-        if gradient is None or not gradient.any()
-    }
-    assert without == {name for name in found[0] if last_block_text(name)}
-    for name, gradient in found[0].items():
-        assert gradient is found[1][name] is None or torch.equal(
-            gradient, found[1][name]
-        )
-        assert gradient is None or gradient.dtype == torch.float32
+    assert_same_gradients(*found)
+    assert {g.dtype for g in found[0].values() if g is not None} == {torch.float32}
 
 
 @torch.no_grad()
