@@ -1,12 +1,20 @@
-"""The marks of tests of the core that need a part."""
+"""The marks of tests that need a part of the program, or the device that stands in for
+CUDA."""
 
 import pytest
+import torch
 
+from tests.stand_in_cuda import COMPILER
 from toolkit.registry import FOREIGN_KEYS, is_present
 
 needs_foreign_names = pytest.mark.skipif(
     not is_present(FOREIGN_KEYS),
     reason="has keys under the names of other programs, which a part knows",
+)
+
+needs_stand_in = pytest.mark.skipif(
+    COMPILER is None or torch.backends.cuda.is_built(),
+    reason="the device that stands in for CUDA needs c++ and a PyTorch without CUDA",
 )
 
 

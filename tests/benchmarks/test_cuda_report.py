@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.cuda_report import pytest_ignore_collect
 from tests.conftest import ROOT, child_environment
-from tests.stand_in_cuda import COMPILER
+from tests.parts import needs_stand_in
 
 TESTS = """
     import pytest
@@ -126,13 +126,7 @@ def test_the_programs_own_tests_of_cuda_are_found_and_skipped(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    COMPILER is None,
-    reason="compiles the device that stands in for CUDA, and finds no c++",
-)
-@pytest.mark.skipif(
-    torch.backends.cuda.is_built(), reason="this PyTorch is built with CUDA"
-)
+@needs_stand_in
 def test_on_a_device_each_test_has_its_outcome_memory_and_message(
     tmp_path: Path,
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 from benchmarks import gpu_rows
 from benchmarks.gpu_rows import ROWS, Asked, measure
 from tests.conftest import ROOT, child_environment
-from tests.stand_in_cuda import COMPILER
+from tests.parts import needs_stand_in
 
 QUICK: dict[str, Any] = {"size": "XS", "device": "cpu"}
 
@@ -164,13 +164,7 @@ for name in ("6 GB", "plain loop"):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    COMPILER is None,
-    reason="compiles the device that stands in for CUDA, and finds no c++",
-)
-@pytest.mark.skipif(
-    torch.backends.cuda.is_built(), reason="this PyTorch is built with CUDA"
-)
+@needs_stand_in
 def test_rows_on_a_device_that_counts_its_memory(tmp_path: Path) -> None:
     environment = child_environment({"PYTHONPATH": str(ROOT)})
     command = [sys.executable, "-c", ON_CUDA]

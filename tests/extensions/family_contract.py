@@ -60,8 +60,9 @@ from tests.faults.conftest import (
 from tests.faults.nursery import Nursery
 from tests.measured import at_least, at_most
 from tests.network_files import save_network
+from tests.parts import needs_stand_in
 from tests.running import lines, run_job, run_tool
-from tests.stand_in_cuda import COMPILER, built
+from tests.stand_in_cuda import built
 from tests.toolkit.memory.conftest import fresh_compiler  # noqa: F401 - a fixture
 from tests.toolkit.models.test_families_contract import *  # noqa: F403 - its tests and its fixtures
 from toolkit.config import load_job
@@ -777,10 +778,7 @@ THERE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    COMPILER is None or torch.backends.cuda.is_built(),
-    reason="compiles a device that stands in for CUDA where PyTorch has none",
-)
+@needs_stand_in
 @pytest.mark.parametrize("way", THERE)
 def test_no_step_waits_for_the_device_and_it_learns_as_on_the_cpu(
     way: str, section: dict[str, Any], nursery: Nursery, tmp_path: Path

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from benchmarks import bench_memory
@@ -28,18 +27,13 @@ from tests.diffusers_reference import relative
 from tests.extensions.from_scratch.conftest import SMALL
 from tests.faults.conftest import STEP, Job, draw_pictures, pictures_of
 from tests.faults.nursery import Fault, Nursery
-from tests.stand_in_cuda import COMPILER, TOTAL, built
+from tests.parts import needs_stand_in
+from tests.stand_in_cuda import TOTAL, built
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
 STAND_IN = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        COMPILER is None,
-        reason="compiles the device that stands in for CUDA, and finds no c++",
-    ),
-    pytest.mark.skipif(
-        torch.backends.cuda.is_built(), reason="this PyTorch is built with CUDA"
-    ),
+    needs_stand_in,
 ]
 
 INT8 = {"quantize": True, "qtype": "int8"}

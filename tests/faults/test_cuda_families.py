@@ -13,23 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.faults.conftest import STEP, Job, draw_pictures, pictures_of
 from tests.faults.nursery import Nursery
 from tests.layer_files import write_layers
-from tests.stand_in_cuda import COMPILER, built
+from tests.parts import needs_stand_in
+from tests.stand_in_cuda import built
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        COMPILER is None,
-        reason="compiles the device that stands in for CUDA, and finds no c++",
-    ),
-    pytest.mark.skipif(
-        torch.backends.cuda.is_built(), reason="this PyTorch is built with CUDA"
-    ),
+    needs_stand_in,
 ]
 
 FAMILIES = {

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from random import Random
 
 import pytest
@@ -155,7 +156,8 @@ def test_output_that_is_lost_ends_no_training(job: Job) -> None:
     job.change(train__steps=2)
     job.write()
     with open("/dev/full", "w") as full:
-        result = subprocess.run(
+        into_full = partial(
+            subprocess.run,
             command,
             cwd=job.cwd,
             stdout=full,
@@ -163,6 +165,7 @@ def test_output_that_is_lost_ends_no_training(job: Job) -> None:
             text=True,
             timeout=120,
         )
+        result = into_full()
         lines = [
             line
             for line in result.stderr.splitlines()
@@ -180,14 +183,7 @@ def test_output_that_is_lost_ends_no_training(job: Job) -> None:
         ) == 2
         # A plan that cannot be printed is a failure.
         command.append("--dry-run")
-        result = subprocess.run(
-            command,
-            cwd=job.cwd,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-        )
+        result = into_full()
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and "No space left on device" in result.stderr
 

@@ -440,14 +440,16 @@ def test_after_the_end_of_another_process_no_number_is_fetched(
         assert bool(fetched) != isinstance(error, PeerFailedError)
 
 
-def test_step_time_holds_data_and_logging_but_not_saving(
-    toy, recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What steps are timed by."""
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(
-        "toolkit.train.metrics_buffer.time",
-        SimpleNamespace(monotonic=lambda: clock.now),
-    )
+    fake = SimpleNamespace(monotonic=lambda: clock.now)
+    monkeypatch.setattr("toolkit.train.metrics_buffer.time", fake)
+    return clock
+
+
+def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, clock) -> None:
 
     class Takes(Callback):
         def __init__(self, seconds: float, counts: bool) -> None:
@@ -482,13 +484,8 @@ def test_step_time_holds_data_and_logging_but_not_saving(
 
 
 def test_step_time_is_that_without_compiling(
-    toy, recorder, monkeypatch: pytest.MonkeyPatch
+    toy, recorder, clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(
-        "toolkit.train.metrics_buffer.time",
-        SimpleNamespace(monotonic=lambda: clock.now),
-    )
     monkeypatch.setattr(compiling._clock, "total", CompileTime())
     run = toy.run(3, callbacks=[recorder])
     run.programs = Programs(CompileConfig(enabled=True, backend="eager"))

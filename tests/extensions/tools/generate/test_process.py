@@ -31,8 +31,8 @@ from tests.diffusers_reference import (
 )
 from tests.findings import warnings
 from tests.measured import at_least
+from tests.parts import needs_stand_in
 from tests.running import run_tool, section_of
-from tests.stand_in_cuda import COMPILER
 from toolkit.config import load_job
 from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import Size
@@ -344,13 +344,7 @@ def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    COMPILER is None,
-    reason="compiles the device that stands in for CUDA, and finds no c++",
-)
-@pytest.mark.skipif(
-    torch.backends.cuda.is_built(), reason="this PyTorch is built with CUDA"
-)
+@needs_stand_in
 def test_a_gpu_gets_swapped_blocks_and_loras_where_it_computes(
     generate, tmp_path: Path, write_job
 ) -> None:
