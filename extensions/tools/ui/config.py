@@ -294,11 +294,12 @@ class ShelfConfig(VerbConfig):
     """Print one JSON object."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """As above, and a folder that is none."""
+        """As above, and a folder that is none; a script may ask before there is one."""
         yield from super().check(job)
         for key in ("output", "datasets", "jobs"):
             folder = getattr(self, key)
-            if not (self.is_default(key) or Path(folder).expanduser().is_dir()):
+            is_there = Path(folder).expanduser().is_dir()
+            if not (is_there or self.as_json or self.is_default(key)):
                 yield Diagnostic((key,), f"{folder!r} is not a folder. Give one.")
 
 
