@@ -1,5 +1,4 @@
-"""The marks of tests that need a part of the program, or the device that stands in for
-CUDA."""
+"""Marks for tests that need an optional part of the program, or the stand-in for CUDA."""
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ needs_foreign_names = pytest.mark.skipif(
 
 needs_stand_in = pytest.mark.skipif(
     COMPILER is None or torch.backends.cuda.is_built(),
-    reason="the device that stands in for CUDA needs c++ and a PyTorch without CUDA",
+    reason="the stand-in for CUDA requires a C++ compiler and a PyTorch without CUDA",
 )
 
 

@@ -48,7 +48,6 @@ WITHOUT_GRAPHS = {
 serves all blocks. Their weights have different addresses, so a graph would be recorded
 again for each block, and with block swap at each call."""
 
-
 FLOAT8_CAPABILITY = (8, 9)
 """The first GPUs for which Triton converts float8_e4m3fn (fp8e4nv; Ada): pytorch
 #167082. PyTorch's own kernels, which run blocks that are not compiled, convert it on

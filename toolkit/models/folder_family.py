@@ -78,7 +78,6 @@ PROCESSOR_FILES = "preprocessor_config.json|processor_config.json"
 
 FACTS_PAGE = "docs/extending.md has the table of facts."
 
-
 Shapes = dict[str, tuple[int, int]]
 """Name of a linear layer -> (inputs, outputs)."""
 

@@ -110,7 +110,7 @@ class NewConfig(ToolConfig):
 
     gpu: int = Field(default=0, ge=0, le=999)
     """Memory of the GPU in GB, such as 24. The least is 4 for Qwen-Image-2.1, 12 for
-    Qwen-Image-Layered, 6 for other Qwen-Images, and 8 for other families. 0: that of
+    Qwen-Image-Layered, 6 for other Qwen-Image models, and 8 for other families. 0:
     this machine's GPU, or 24."""
 
     effort: EffortName = "usual"

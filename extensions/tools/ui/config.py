@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from extensions.tools.shared.keys import check_place
+from extensions.tools.shared.keys import check_folder, check_place
 from toolkit.commands import command
 from toolkit.config.reading.field_types import StrOrList, WritePathStr
 from toolkit.config.reading.located import ConfigNode, Diagnostics
@@ -294,13 +294,12 @@ class ShelfConfig(VerbConfig):
     """Print one JSON object."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """As above, and a folder that is none; a script may ask before there is one."""
+        """As above, and a folder that is missing, except for a script (`as_json`), which
+        may ask before there is one."""
         yield from super().check(job)
         for key in ("output", "datasets", "jobs"):
-            folder = getattr(self, key)
-            is_there = Path(folder).expanduser().is_dir()
-            if not (is_there or self.as_json or self.is_default(key)):
-                yield Diagnostic((key,), f"{folder!r} is not a folder. Give one.")
+            if not (self.as_json or self.is_default(key)):
+                yield from check_folder((key,), getattr(self, key), job)
 
 
 class RunsConfig(ShelfConfig):

@@ -31,7 +31,7 @@ class SourceLocation(NamedTuple):
 
 
 NOWHERE = SourceLocation(0, 0)
-"""The place of a node that stands in no file."""
+"""The location of a node that does not come from a file."""
 
 
 @dataclass(frozen=True)

@@ -713,7 +713,7 @@ def weight_files(part: Path) -> list[Path]:
     names = sorted(set(weight_map.values()))
     if outside := [name for name in names if Path(name).name != name or "\\" in name]:
         raise UserError(
-            f"{index}: {outside[0]!r} is not the name of a file beside it. {AGAIN}"
+            f"{index}: {outside[0]!r} is not the name of a file in this folder. {AGAIN}"
         )
     if missing := [name for name in names if not (part / name).is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

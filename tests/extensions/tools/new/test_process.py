@@ -396,7 +396,7 @@ def test_the_help_names_the_smallest_gpu_of_each_model() -> None:
         for model in MODELS
     }
     others = {gb for title, gb in least.items() if title not in about}
-    assert others == {6} and "6 for other Qwen-Images" in about
+    assert others == {6} and "6 for other Qwen-Image models" in about
     named = {title: gb for title, gb in least.items() if title in about}
     assert len(named) == 2 and all(
         f"{gb} for {title}" in about for title, gb in named.items()

@@ -384,7 +384,7 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
         (
             "transformer/diffusion_pytorch_model.safetensors.index.json",
             '{"weight_map": {"a": "../other/weights.safetensors"}}',
-            "'../other/weights.safetensors' is not the name of a file beside it",
+            "'../other/weights.safetensors' is not the name of a file in this folder",
         ),
     ],
 )
