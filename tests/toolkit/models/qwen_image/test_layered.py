@@ -173,6 +173,8 @@ def test_a_sample_equals_the_pipelines(
     # diffusers 0.42.1 slices by one image more than it decodes, so a batch of one is
     # whole
     assert [image.mode for image in theirs[0]] == ["RGBA"] * layers
+    with pytest.raises(RuntimeError, match="to have 4 channels"):  # cards say RGBA
+        layered.pipeline(Image.open(picture).convert("RGB"), prompt=CAPTION)
     found = [
         psnr(mine, other)
         for mine, other in zip(layers_of(row, layers), theirs[0], strict=True)
