@@ -106,6 +106,10 @@ class Browser:
         self._send(
             "/url", {"url": page if isinstance(page, str) else page.absolute().as_uri()}
         )
+        # chromedriver 150 answers 3 to 7 of 100 navigations before the page is there
+        self.wait_for(
+            "location.href !== 'about:blank' && document.readyState === 'complete'"
+        )
 
     def run(self, script: str, *arguments: object) -> Any:
         """What a script returns: `run("return document.title")`."""
