@@ -208,7 +208,7 @@ def test_a_browser_shows_it_by_keys_and_keeps_favourites(
     large = "return document.getElementById('box').hidden ? '' : document.getElementById('told').textContent"
     browser.press("ArrowRight", "ArrowDown", "ArrowRight", "Enter")
     assert browser.run(large) == "my_char x 0.5 | cfg 4, seed 1 | a dog"
-    assert browser.run("return document.getElementById('large').naturalWidth") == 96
+    browser.wait_for("document.getElementById('large').naturalWidth == 96")
     browser.screenshot(tmp_path / "large.png", whole=False)
     browser.press("f", "ArrowRight")
     assert browser.run(large) == "my_char x 1 | cfg 4, seed 1 | a dog"

@@ -224,7 +224,7 @@ def test_a_browser_shows_it_with_mouse_and_keys_on_any_window(
     assert browser.text("#large .words") == f"step 60 {PROMPT}"
     browser.press("ArrowRight", "ArrowDown")
     assert browser.text("#large .words").startswith("step 120 a dog")
-    assert browser.run("return document.querySelector('#large img').naturalWidth") == 64
+    browser.wait_for("document.querySelector('#large img').naturalWidth == 64")
     browser.press("Escape")
     assert browser.run("return document.getElementById('large').open") is False
     browser.click(".plot .u-series:last-child th")

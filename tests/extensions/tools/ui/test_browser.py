@@ -83,7 +83,7 @@ def test_all_of_a_run_appears_while_it_trains(
     row = {"step": 1, "loss": 0.1, "lr": 1e-3, "step_s": 120.0}
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     goes_on(folder, 2)
-    until(lambda: points(browser) >= 1, 5)
+    until(lambda: points(browser) >= 1)
     expected = {
         "epoch": "60",
         "images": "6,000",
@@ -95,7 +95,7 @@ def test_all_of_a_run_appears_while_it_trains(
         "skipped": "2",
         "updated": "2026-11-01 11:30 UTC",
     }
-    until(lambda: browser.run(shown).items() >= expected.items(), 5)
+    until(lambda: browser.run(shown).items() >= expected.items())
     assert "6,000 / 9,000" in browser.text("#state")
     assert browser.run("return document.getElementById('no-curves').hidden"), (
         "no empty card stays below the curves"
@@ -105,14 +105,14 @@ def test_all_of_a_run_appears_while_it_trains(
     last = "return document.getElementById('step').max"
     browser.click("#more > summary")
     goes_on(folder, 11, sample=True)
-    until(lambda: "step 11 of the test" in browser.text("#tail"), 3)
-    until(lambda: browser.run(last) == "1", 3)
+    until(lambda: "step 11 of the test" in browser.text("#tail"))
+    until(lambda: browser.run(last) == "1")
     assert browser.run(newest) == "000000011_0.png"
     browser.run("document.getElementById('step').focus()")
     browser.press("ArrowLeft")
     assert browser.run(newest) == "000000000_0.png"
     goes_on(folder, 12, sample=True)  # whoever looks at an early step stays there
-    until(lambda: browser.run(last) == "2", 3)
+    until(lambda: browser.run(last) == "2")
     assert browser.run(newest) == "000000000_0.png" and is_clean(browser)
 
     for step in range(13, 25):
