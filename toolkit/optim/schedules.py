@@ -641,8 +641,8 @@ def course_of(
 
 
 def overfull(name: str, course: ScheduleArgs) -> str:
-    """A note on a warm-up and a fall that together are longer than the run; empty when
-    they are not.
+    """A note on a warm-up and a fall that together are longer than the run, or on a
+    fall that ends above its start; empty for neither.
 
     >>> overfull("cosine", ScheduleArgs(steps=100, warmup=10))
     ''
@@ -651,6 +651,11 @@ def overfull(name: str, course: ScheduleArgs) -> str:
     """
     rise = course.warmup_steps
     fall = course.decay_steps if "decay" in SCHEDULES[name].uses else 0
+    if (course.min_ratio or 0) > 1:
+        return (
+            f"lr: it rises to {course.min_ratio:,.1f} times its first value. For a fraction "
+            "of 'lr' give 'eta_min_factor'"
+        )
     if rise >= course.steps and rise > 0:
         return (
             f"lr: the warm-up takes {rise:,} optimizer steps, the run "

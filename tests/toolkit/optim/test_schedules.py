@@ -251,9 +251,10 @@ def test_a_line_that_is_only_told_its_end_says_where_it_begins() -> None:
             (100, 0),
             "the warm-up takes 100 optimizer steps, the run 100: it never reaches the full rate",
         ),
+        ("cosine", (0, 0, 1, 1.0, 5.0), "lr: it rises to 5.0 times its first value"),
     ],
 )
-def test_a_warm_up_and_a_fall_that_are_longer_than_the_run_are_told(
+def test_a_course_that_is_longer_than_the_run_or_rises_is_told(
     name: str, lengths: tuple, says: str
 ) -> None:
     line = overfull(name, ScheduleArgs(100, *lengths))
