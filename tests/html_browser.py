@@ -19,7 +19,6 @@ import json
 import shutil
 import subprocess
 import time
-from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,12 +154,6 @@ class Browser:
             "/actions",
             {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]},
         )
-
-    def screenshot(self, path: Path, whole: bool = True) -> Path:
-        """Writes what is seen as PNG; whole: all of the page, however long."""
-        shot = self.command("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(b64decode(shot["data"]))
-        return path
 
     def requests_elsewhere(self) -> list[str]:
         """Addresses that were asked for since `open` and are not of this machine,

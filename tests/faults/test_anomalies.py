@@ -28,6 +28,7 @@ TOO_HIGH = {
 SLOW_DISK = {"train__steps": 68}
 LOAD = "toolkit.data.batches.dataloader:BatchLoader.load"
 SLOW_LOADS = [
+    ("slow", LOAD, 0.05),  # so that a busy moment is not the usual time
     ("slow_from", LOAD, 45, 0.5),
     ("set_value", "toolkit.train.anomalies:WINDOW_S", 2.0),
 ]

@@ -209,7 +209,6 @@ def test_a_browser_shows_it_by_keys_and_keeps_favourites(
     browser.press("ArrowRight", "ArrowDown", "ArrowRight", "Enter")
     assert browser.run(large) == "my_char x 0.5 | cfg 4, seed 1 | a dog"
     browser.wait_for("document.getElementById('large').naturalWidth == 96")
-    browser.screenshot(tmp_path / "large.png", whole=False)
     browser.press("f", "ArrowRight")
     assert browser.run(large) == "my_char x 1 | cfg 4, seed 1 | a dog"
     browser.press("ArrowDown")  # not made yet: stays
@@ -217,7 +216,6 @@ def test_a_browser_shows_it_by_keys_and_keeps_favourites(
     browser.press("ArrowUp", "f", "Escape")
     assert browser.run(large) == ""
     assert browser.text("#count") == "2 favourites"
-    browser.screenshot(tmp_path / "grid.png")
     browser.run(
         "window.saved = null; URL.createObjectURL = (blob) => { window.saved = blob; return 'blob:none'; }"
     )
