@@ -126,7 +126,7 @@ def _hint_at_missing_module(error: BaseException) -> None:
     quoted = re.search(r"'([^']+)'", name)
     # 'tokenizers>=0.22': no version
     match = re.match(r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name)
-    # The package is installed without one of its own modules, which pip cannot add.
+    # A module of an installed package is missing: it is no package that pip could add.
     top, dot, _ = name.partition(".")
     if (
         match

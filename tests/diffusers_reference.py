@@ -117,9 +117,11 @@ def load_without_a_word(
         warnings.simplefilter("always")
         for logger in loggers:
             logger.addHandler(caplog.handler)
-        pipeline.load_lora_weights(file)
-        for logger in loggers:
-            logger.removeHandler(caplog.handler)
+        try:
+            pipeline.load_lora_weights(file)
+        finally:
+            for logger in loggers:
+                logger.removeHandler(caplog.handler)
     said = [record.getMessage() for record in caplog.records]
     said += [str(warning.message) for warning in caught]
     assert not [

@@ -12,7 +12,7 @@ UNSEEN = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
 def assert_same_gradients(
     ones: Mapping[str, Tensor | None], others: Mapping[str, Tensor | None]
 ) -> None:
-    """Asserts that they are equal, and that all layers but those of `UNSEEN` have one."""
+    """Asserts that both are equal, and that exactly the layers of `UNSEEN` have none."""
     for name, one in ones.items():
         other = others[name]
         is_unseen = "transformer_blocks.1." in name and any(

@@ -640,13 +640,13 @@ def course_of(
     return course
 
 
-def overfull(name: str, course: ScheduleArgs) -> str:
-    """A note on a warm-up and a fall that together are longer than the run, or on a
-    fall that ends above its start; empty for neither.
+def course_note(name: str, course: ScheduleArgs) -> str:
+    """A note on a rate that ends above its start, or on a warm-up and a fall that
+    together are longer than the run; empty where neither is so.
 
-    >>> overfull("cosine", ScheduleArgs(steps=100, warmup=10))
+    >>> course_note("cosine", ScheduleArgs(steps=100, warmup=10))
     ''
-    >>> overfull("cosine", ScheduleArgs(steps=100, warmup=200))
+    >>> course_note("cosine", ScheduleArgs(steps=100, warmup=200))
     'lr: the warm-up takes 200 optimizer steps, the run 100: it never reaches ...'
     """
     rise = course.warmup_steps

@@ -43,9 +43,9 @@ from toolkit.files.writing import free_space
 from toolkit.memory.kept_times import compile_seconds, run_times
 from toolkit.optim.schedules import (
     ScheduleArgs,
+    course_note,
     course_of,
     early_end,
-    overfull,
 )
 from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import Machine, MemoryEstimate, machine_from_config
@@ -335,8 +335,8 @@ class Planner(ABC, Generic[SectionT]):
 
     def _schedule_notes(self, steps: int) -> Iterator[str]:
         """Warnings where warm-up and decay of an optimizer's schedule do not fit into
-        the run, and of a rate that comes to nothing early; once where they are the
-        same."""
+        the run, and of a rate that rises or comes to nothing early; once where they are
+        the same."""
         optimizers = list(self.section.optimizers_used())
         keys_by_line: dict[str, list[str]] = {}
         for key, settings in optimizers:
@@ -345,9 +345,9 @@ class Planner(ABC, Generic[SectionT]):
             if scheduler == "constant" and not (params or settings.lr_warmup_steps):
                 continue
             fields = ScheduleArgs.named_in(settings)
-            excess = overfull(scheduler, course_of(steps, params=params, **fields))
+            note = course_note(scheduler, course_of(steps, params=params, **fields))
             for line in filter(
-                None, (excess, early_end(scheduler, steps, params, **fields))
+                None, (note, early_end(scheduler, steps, params, **fields))
             ):
                 keys_by_line.setdefault(line, []).append(key.rpartition(".")[2])
         for line, keys in keys_by_line.items():

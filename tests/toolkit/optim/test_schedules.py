@@ -13,10 +13,10 @@ from toolkit.optim.schedules import (
     ScheduleArgs,
     build_schedule,
     check_parameters,
+    course_note,
     course_of,
     early_end,
     in_steps,
-    overfull,
     parameters,
     remarks,
 )
@@ -257,7 +257,7 @@ def test_a_line_that_is_only_told_its_end_says_where_it_begins() -> None:
 def test_a_course_that_is_longer_than_the_run_or_rises_is_told(
     name: str, lengths: tuple, says: str
 ) -> None:
-    line = overfull(name, ScheduleArgs(100, *lengths))
+    line = course_note(name, ScheduleArgs(100, *lengths))
     assert says in line and bool(line) == bool(says)
 
 

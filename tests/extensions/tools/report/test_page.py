@@ -248,7 +248,8 @@ def test_a_browser_shows_it_with_mouse_and_keys_on_any_window(
     browser.open(without_scripts)
     browser.wait_for(
         "[...frames[0].document.querySelectorAll('[data-step=\"step 120\"] img')]"
-        ".filter(image => image.naturalWidth && image.checkVisibility()).length == 2"
+        ".filter(image => image.naturalWidth == 64 && image.checkVisibility("
+        "{opacityProperty: true, visibilityProperty: true})).length == 2"
     )
     assert browser.run("return frames[0].document.querySelector('canvas') === null")
 
