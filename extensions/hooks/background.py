@@ -106,6 +106,7 @@ class BackgroundCallback(Callback):
         super().__init__(section)
         self._background = Background(self.section.type, self._tell)
         self._told = False
+        self._telling = threading.Lock()
 
     def later(self, call: Callable[[], None]) -> None:
         """Has the thread do this, behind what it was given before."""
@@ -118,9 +119,11 @@ class BackgroundCallback(Callback):
             self._tell(f"not done within {self.section.timeout_s:g} s")
 
     def _tell(self, reason: str) -> None:
-        told, self._told = self._told, True  # at once: two threads may tell
-        if not told:
-            logger.warning(
-                f"the callback {self.section.type!r} failed: {reason}. The run goes on; it is tried "
-                "again at the next event, and said only once."
-            )
+        # two threads may tell; at the end of a run the second waits until it is told
+        with self._telling:
+            if not self._told:
+                logger.warning(
+                    f"the callback {self.section.type!r} failed: {reason}. The run goes on; it is tried "
+                    "again at the next event, and said only once."
+                )
+            self._told = True
