@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from functools import partial
+from types import SimpleNamespace
 
-from extensions.hooks.background import Background
+from extensions.hooks.background import Background, BackgroundCallback
 
 LONG_S = 60.0
 
@@ -49,3 +50,24 @@ def test_the_oldest_calls_go_when_the_thread_does_not_keep_up(said) -> None:
         "it does not keep up: the oldest of what it has not been told is dropped "
         "(events.jsonl and metrics.jsonl have all)"
     ]
+
+
+def test_the_end_of_a_run_waits_for_the_warning(monkeypatch) -> None:
+    begins, may_end, said = threading.Event(), threading.Event(), list[str]()
+
+    def warn(line: str) -> None:
+        begins.set()
+        may_end.wait(10)
+        said.append(line)
+
+    monkeypatch.setattr("extensions.hooks.background.logger.warning", warn)
+    callback = BackgroundCallback(SimpleNamespace(type="webhook", timeout_s=0.01))
+    callback.later(lambda: 1 / 0)
+    begins.wait(10)
+    end = threading.Thread(target=callback.finish)
+    end.start()
+    end.join(0.2)
+    assert end.is_alive()
+    may_end.set()
+    end.join()
+    assert len(said) == 1
