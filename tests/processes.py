@@ -7,14 +7,17 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from toolkit.system import distributed
 from toolkit.system.distributed_env import read_distributed_env
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -42,6 +45,16 @@ def killed(work: Callable[[], object]) -> bool:
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def until(happened: Callable[[], T], seconds: float = 30) -> T:
+    """What a call gives as soon as it is true: it is about another thread or
+    process."""
+    deadline = time.monotonic() + seconds
+    while not (found := happened()):
+        assert time.monotonic() < deadline, happened
+        time.sleep(0.01)
+    return found
 
 
 def free_port() -> int:

@@ -28,6 +28,7 @@ from textwrap import dedent
 import pytest
 
 from tests.http_server import QuietHandler, serving
+from tests.processes import until
 
 ROOT = Path(__file__).resolve().parents[2]
 START = ROOT / "docker" / "start.sh"
@@ -275,10 +276,7 @@ class Bench:
     def wait_for_record(self, entries: int) -> None:
         """Until the stand-in has written down so many calls: it runs beside
         start.sh."""
-        deadline = time.monotonic() + 15
-        while len(self.record()) < entries:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: len(self.record()) >= entries)
 
     def trainings(self) -> list[dict]:
         return [entry for entry in self.record() if entry.get("dry") is False]

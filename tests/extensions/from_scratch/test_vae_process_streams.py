@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.extensions.from_scratch.conftest import Planned, write_shards
 from tests.extensions.from_scratch.test_vae_process import GAN
+from tests.processes import until
 from tests.running import lines
 from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
 from toolkit.errors import RunError, UserError
@@ -151,12 +152,8 @@ def test_a_run_that_waits_for_a_server_is_stopped_at_once_with_a_state(
             assert process.poll() is None
             time.sleep(1)
         process.send(signal.SIGTERM)
-        deadline = time.monotonic() + 20
-        while not list(
-            (tmp_path / "output" / "job" / "state").glob("step_*/MANIFEST.json")
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        states = tmp_path / "output" / "job" / "state"
+        until(lambda: [*states.glob("step_*/MANIFEST.json")])
         server.released.set()
         assert process.wait(60) == 75
     (state,) = (tmp_path / "output" / "job" / "state").iterdir()

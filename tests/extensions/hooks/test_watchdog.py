@@ -5,18 +5,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
 from extensions.hooks.watchdog import FILE, WatchdogCallback
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+from tests.processes import until
 
 
 @pytest.fixture
@@ -53,7 +46,7 @@ def test_a_stall_is_told_once_with_the_stacks_of_all_threads(
     thread = threading.Thread(target=stand_here, args=(may_go,))
     thread.start()
     hook, said = watch(least_s=0.03)
-    wait_for(lambda: said)
+    until(lambda: said)
     time.sleep(0.1)
     may_go.set()
     thread.join()
@@ -64,7 +57,7 @@ def test_a_stall_is_told_once_with_the_stacks_of_all_threads(
         assert name in stacks
     # A step ends the stall; the next one is told again.
     hook.after_step(run)
-    wait_for(lambda: len(said) == 2)
+    until(lambda: len(said) == 2)
     assert (run.folder / FILE).read_text().count("no step finished for") == 2
 
 
@@ -86,11 +79,11 @@ def test_slow_steps_are_no_stall(run, watch, result) -> None:
         hook.after_step(run)
     time.sleep(0.25)
     assert said == []
-    wait_for(lambda: said)
+    until(lambda: said)
 
 
 def test_a_full_disk_does_not_end_the_watch(run, watch) -> None:
     (run.folder / FILE).mkdir()
     _, said = watch(least_s=0.01)
-    wait_for(lambda: said)
+    until(lambda: said)
     assert "could not be written" in said[0]

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.processes import until
 from tests.small_kept import read_small, small_kept, small_start
 from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import RunError
@@ -536,7 +537,7 @@ def forked(work: Callable[[], object]) -> int:
 def test_killed_while_writing_the_entry_is_absent(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    def until(name: str, call: Callable[..., object]) -> Callable[..., object]:
+    def killing(name: str, call: Callable[..., object]) -> Callable[..., object]:
         def called(path: Path, *given: object) -> object:
             if at in (name, path.stem):
                 path.write_bytes(b"half")
@@ -546,8 +547,8 @@ def test_killed_while_writing_the_entry_is_absent(
         return called
 
     def killed() -> None:
-        monkeypatch.setattr(kept, "_write", until("", kept._write))
-        monkeypatch.setattr(kept, "write_json", until("manifest", kept.write_json))
+        monkeypatch.setattr(kept, "_write", killing("", kept._write))
+        monkeypatch.setattr(kept, "write_json", killing("manifest", kept.write_json))
         transformer(tiny_model, tmp_path, qtype="int4")
 
     assert os.waitpid(forked(killed), 0)[1] == signal.SIGKILL
@@ -580,8 +581,7 @@ def test_two_at_once_write_it_once(
         transformer(tiny_model, tmp_path, qtype="int4")
 
     child = forked(first)
-    while not begun.exists():
-        time.sleep(0.01)
+    until(begun.exists)
     monkeypatch.setattr(kept, "_write", lambda *_: pytest.fail("it is written twice"))
     transformer(tiny_model, tmp_path, qtype="int4")
     os.waitpid(child, 0)

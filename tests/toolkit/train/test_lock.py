@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import until
 from toolkit.errors import RunError
 from toolkit.train import lock
 from toolkit.train.lock import run_lock
@@ -220,12 +221,12 @@ def test_the_owner_gives_signs_of_life(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.01)
     with run_lock(tmp_path):
         first = json.loads((tmp_path / lock.FILE).read_text())["beat"]
-        deadline = time.monotonic() + 10
-        while (text := (tmp_path / lock.FILE).read_text()) == "" or json.loads(text)[
-            "beat"
-        ] <= first:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        until(
+            lambda: (
+                (text := (tmp_path / lock.FILE).read_text())
+                and json.loads(text)["beat"] > first
+            )
+        )
 
 
 @pytest.mark.parametrize("rest", ["", '{"pid": 4', "[]", '{"pid": 1}', "\0\0\0"])

@@ -6,13 +6,13 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import heard
+from tests.processes import until
 from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.contracts.training import TrainState
 from toolkit.errors import RunError
@@ -184,13 +184,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def document(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_it_stands_in_run_json_from_the_beginning_to_the_end(

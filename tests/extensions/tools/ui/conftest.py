@@ -29,20 +29,12 @@ from extensions.tools.ui.app import make_app
 from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import run, system, tools
-from tests.processes import free_port
+from tests.processes import free_port, until
 from toolkit.files.writing import python_path
 from toolkit.system import signals
 
 ROOT = Path(__file__).resolve().parents[4]
 TOKEN = "a-token-of-the-tests"
-
-
-def until(happened: Callable[[], object], seconds: float = 30) -> None:
-    """Waits for what happens in another thread or process."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, happened
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.extensions.tools.ui.conftest import Served, until
+from tests.extensions.tools.ui.conftest import Served
 from tests.html_browser import Browser
+from tests.processes import until
 
 pytestmark = pytest.mark.slow
 

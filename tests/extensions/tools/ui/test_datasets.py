@@ -20,7 +20,8 @@ from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import datasets as views
 from tests.conftest import TURNED_HEIC
-from tests.extensions.tools.ui.conftest import client_of, until
+from tests.extensions.tools.ui.conftest import client_of
+from tests.processes import until
 from toolkit.contracts.data import Focus
 from toolkit.data.scan.crops import CropError
 from toolkit.files.writing import write_json

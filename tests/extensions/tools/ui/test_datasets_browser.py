@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from extensions.tools.ui.state import Ui
-from tests.extensions.tools.ui.conftest import until
 from tests.html_browser import Browser
+from tests.processes import until
 from toolkit.files.writing import write_json
 
 

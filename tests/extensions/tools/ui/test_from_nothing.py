@@ -10,8 +10,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from extensions.tools.ui.state import Ui
-from tests.extensions.tools.ui.conftest import Served, until
+from tests.extensions.tools.ui.conftest import Served
 from tests.html_browser import Browser
+from tests.processes import until
 
 pytestmark = pytest.mark.slow
 

@@ -35,7 +35,7 @@ from extensions.tools.ui.queue import (
 )
 from extensions.tools.ui.runner import Runner
 from tests.conftest import ROOT, heard
-from tests.extensions.tools.ui.conftest import until
+from tests.processes import until
 from tests.running import section_of
 from toolkit.commands import command
 from toolkit.errors import RunError, UserError

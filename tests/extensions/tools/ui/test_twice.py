@@ -26,9 +26,8 @@ from extensions.tools.ui.app import ROUTES
 from extensions.tools.ui.config import queue_folder
 from extensions.tools.ui.queue import STOPPED, Entry, Queue
 from tests.conftest import ROOT, child_environment
-from tests.extensions.tools.ui.conftest import until
 from tests.extensions.tools.ui.late_page import LINTED
-from tests.processes import free_port
+from tests.processes import free_port, until
 
 POSTS = sorted(
     route.path for route in ROUTES if "POST" in getattr(route, "methods", ())

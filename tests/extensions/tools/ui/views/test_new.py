@@ -28,8 +28,9 @@ from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui, linked
 from extensions.tools.ui.views.new import NUMBERS, TEXTS, plain
 from tests.conftest import ROOT
-from tests.extensions.tools.ui.conftest import client_of, until
+from tests.extensions.tools.ui.conftest import client_of
 from tests.html_browser import Browser
+from tests.processes import until
 from toolkit.files.writing import short
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import TO_TRY
