@@ -262,7 +262,8 @@ class ShardStream:
     def _windows(
         self, epoch: int, start: _Places, abreast: int, stop: Event
     ) -> Iterator[_Window]:
-        while self.epochs is None or epoch < self.epochs:
+        # once stopped, epochs have no samples: without this they would follow for ever
+        while not stop.is_set() and (self.epochs is None or epoch < self.epochs):
             window: list[tuple[_Place, StreamSample]] = []
             begins = start
             for places, place, sample in self._side_by_side(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import until
 from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
 from toolkit.data.batches.dataloader import StreamSource
 from toolkit.data.streams.sample_keys import SampleKeys
@@ -187,15 +188,25 @@ def test_another_list_of_shards_begins_with_the_next_epoch(
     assert said == [CHANGED]
 
 
-def test_a_stream_that_is_closed_leaves_no_thread_and_no_open_file(
-    folder: Path,
+def test_a_stream_that_is_closed_leaves_no_thread_and_begins_no_epoch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    epochs = []
+
+    def read(shard, byte, pauses, stop, wanted):
+        epochs.append(stop)
+        if len(epochs) == 2:
+            stop.wait()
+        return read_tar(shard, byte, pauses, stop, wanted)
+
+    monkeypatch.setattr("toolkit.data.streams.webdataset.read_tar", read)
     before = threading.active_count()
-    samples = stream(folder, epochs=None).read(None)
+    samples = stream(folder, "0.tar", epochs=100).read(None)
     next(samples)
+    until(lambda: len(epochs) == 2)
     assert threading.active_count() == before + 1
     samples.close()
-    assert threading.active_count() == before
+    assert (threading.active_count(), len(epochs)) == (before, 2)
 
 
 def test_a_stream_that_is_closed_waits_for_no_server(folder: Path) -> None:
