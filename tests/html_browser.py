@@ -28,7 +28,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.processes import free_port
+from tests.processes import free_port, until
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -224,7 +224,7 @@ def opened_browser() -> Iterator[Browser]:
     )
     try:
         browser = Browser(port)
-        _wait_for(browser)
+        until(lambda: _is_ready(browser), 60)
         browser.begin(chromium)
         try:
             yield browser
@@ -235,13 +235,8 @@ def opened_browser() -> Iterator[Browser]:
         process.wait(10)
 
 
-def _wait_for(browser: Browser) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            if browser._send("/status", method="GET")["ready"]:
-                return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.05)
+def _is_ready(browser: Browser) -> bool:
+    try:
+        return browser._send("/status", method="GET")["ready"]
+    except OSError:  # it does not listen yet
+        return False

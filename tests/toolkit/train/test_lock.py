@@ -218,15 +218,14 @@ def test_without_locks_of_the_system_the_heartbeat_decides(
 
 
 def test_the_owner_gives_signs_of_life(tmp_path: Path, monkeypatch) -> None:
+    def beat() -> float:
+        text = (tmp_path / lock.FILE).read_text()
+        return json.loads(text)["beat"] if text else 0
+
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.01)
     with run_lock(tmp_path):
-        first = json.loads((tmp_path / lock.FILE).read_text())["beat"]
-        until(
-            lambda: (
-                (text := (tmp_path / lock.FILE).read_text())
-                and json.loads(text)["beat"] > first
-            )
-        )
+        first = beat()
+        until(lambda: beat() > first)
 
 
 @pytest.mark.parametrize("rest", ["", '{"pid": 4', "[]", '{"pid": 1}', "\0\0\0"])
