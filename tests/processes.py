@@ -7,9 +7,12 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -18,6 +21,8 @@ from toolkit.system import distributed
 from toolkit.system.distributed_env import read_distributed_env
 
 T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
@@ -55,6 +60,27 @@ def until(happened: Callable[[], T], seconds: float = 30) -> T:
         assert time.monotonic() < deadline, happened
         time.sleep(0.01)
     return found
+
+
+def output_of(
+    *command: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+) -> str:
+    """What a command prints; it ends well within five minutes."""
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def python(code: str, *arguments: object, **how: Any) -> str:
+    """What a program prints in a new interpreter; how: as of `output_of`."""
+    return output_of(sys.executable, "-c", code, *arguments, **how)
 
 
 def free_port() -> int:

@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks.source_figures import imported, sources
 from tests.optimizer_names import INSTALLED
+from tests.processes import output_of, python
 from toolkit.optim.optimizer_args import EXTRAS, OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,10 +82,7 @@ machines."""
 
 def tracked(*folders: str) -> list[str]:
     """Tracked Python files under these folders, or all; POSIX paths from the root."""
-    command = ["git", "ls-files", "--cached", "--", *(folders or ["."])]
-    listed = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    listed = output_of("git", "ls-files", *folders).splitlines()
     return [name for name in listed if name.endswith(".py") and (ROOT / name).is_file()]
 
 
@@ -323,14 +321,7 @@ def test_what_planning_imports_loads_no_torch() -> None:
     # a process imports them, as its process.py
     modules = [module_of(name) for name in light if not name.endswith("trainer.py")]
     code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint('torch' in sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout == "False\n"
+    assert python(code) == "False\n"
     # nor when a section is checked
     assert [
         name

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, child_environment
+from tests.processes import output_of
 
 FAMILIES = [path.parent.name for path in ROOT.glob("extensions/*/family.py")]
 PARTS = ("from_scratch", "compat", "tools", *FAMILIES)
@@ -59,10 +60,7 @@ def pytest_collection_modifyitems(items):
 
 
 def tracked() -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return listed.stdout.split("\0")[:-1]
+    return output_of("git", "ls-files", "-z").split("\0")[:-1]
 
 
 def run(folder: Path, *arguments: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,11 @@ from typing import Any
 import yaml
 
 from tests.conftest import ROOT
+from tests.processes import output_of
 from tests.toolkit.data.shard_server import write_shard
 from toolkit.data.scan.partners import with_affix
 
-LISTED = subprocess.run(
-    ["git", "ls-files", "docs/*.md"],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-)
-PAGES = ("README.md", *LISTED.stdout.split())
+PAGES = ("README.md", *output_of("git", "ls-files", "docs/*.md").split())
 
 EXAMPLES = {"docs/full_finetuning.md": "train_qwen_image_edit_2509_80gb.yaml"}
 """Page -> the example that its blocks change, where that is another one."""

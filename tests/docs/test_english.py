@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from tests.processes import output_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -63,16 +64,9 @@ def found(text: str, patterns: Iterable[str] = INSTEAD) -> list[str]:
 
 
 def files(*patterns: str) -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", *patterns],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     return [
         ROOT / name
-        for name in listed.stdout.splitlines()
+        for name in output_of("git", "ls-files", *patterns).splitlines()
         if not name.startswith(("tests/", "benchmarks/"))
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,18 +12,16 @@ from extensions.tools.shared.examples import MODELS, written_job
 from extensions.tools.ui.config import UiConfig
 from tests.conftest import ROOT
 from tests.docs.pages import blocks
+from tests.processes import output_of
 from toolkit.config import load_job
 from toolkit.data.scan.words import word_findings
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 
 PLACES = ("README.md", "docs", "config", "extensions", "toolkit", "jobs", "run.py")
-LISTED = subprocess.run(
-    ["git", "ls-files", *PLACES], cwd=ROOT, capture_output=True, text=True, check=True
-).stdout
 PAGES = [
     name
-    for name in LISTED.splitlines()
+    for name in output_of("git", "ls-files", *PLACES).splitlines()
     if name.endswith((".md", ".yaml", ".j2", ".py"))
 ]
 

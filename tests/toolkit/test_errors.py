@@ -1,12 +1,11 @@
 """What is an error, and what each kind says."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.processes import python
 from toolkit.errors import (
     ConfigErrors,
     Diagnostic,
@@ -118,4 +117,4 @@ def test_packages_are_installed_where_the_program_runs(
 def test_setuptools_can_be_imported_after_a_remedy() -> None:
     """Asking Python's finders for pip would forbid it, and so torch's compilers."""
     code = "from toolkit.errors import install_command; install_command('x'); import setuptools"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    python(code)

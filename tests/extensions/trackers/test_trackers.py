@@ -7,14 +7,13 @@ swanlab`; mlflow is one of requirements-dev.txt.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.processes import python
 from toolkit.config.sections.output import PACKAGES
 from toolkit.extension import discover
 
@@ -98,18 +97,7 @@ def test_a_run_and_its_resume_are_one_run_of_the_library(
         "HF_HUB_OFFLINE": "1",
     }
 
-    def python(source: str, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", source, *arguments],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    python(TRACKS, name, "0")
-    python(TRACKS, name, "2")  # a resume
-    last = python(READS[name]).splitlines()[-1]
+    python(TRACKS, name, 0, cwd=tmp_path, env=env)
+    python(TRACKS, name, 2, cwd=tmp_path, env=env)  # a resume
+    last = python(READS[name], cwd=tmp_path, env=env).splitlines()[-1]
     assert last == str([(step, 1 / step) for step in (1, 2, 3, 4)])

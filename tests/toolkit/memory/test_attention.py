@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 
+from tests.processes import python
 from tests.toolkit.memory.toy_blocks import CPU, Stack, same
 from toolkit.memory.attention import has_fast_kernel, sdpa_priority, with_sdpa_priority
 from toolkit.memory.checkpointing import checkpoint_wrapper
@@ -52,14 +51,7 @@ def test_no_variable_changes_what_cudnn_returns() -> None:
     environment = {
         name: value for name, value in os.environ.items() if "CUDNN" not in name
     }
-    found = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.strip() == "[]"
+    assert python(program, env=environment) == "[]\n"
 
 
 def test_why_a_kernel_is_not_used_stays_off_the_screen(

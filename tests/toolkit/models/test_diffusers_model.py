@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.processes import python
 from tests.small_parts import SmallFamily, write_lumina2
 from toolkit.errors import RunError, UserError
 from toolkit.models.diffusers_model import write_shapes
@@ -84,4 +82,4 @@ def test_a_family_that_loads_its_parts_draws_no_bars_of_its_libraries() -> None:
         "from transformers.utils.logging import is_progress_bar_enabled\n"
         "raise SystemExit(is_progress_bar_enabled())"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    python(code)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
 
+from tests.processes import python
 from toolkit.models.imports import block_import
 
 
@@ -72,7 +72,4 @@ assert "bitsandbytes" not in sys.modules
 build_optimizer("adamw8bit", model.parameters(), 1e-3, {})
 assert "bitsandbytes" in sys.modules
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", program, family], capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
+    python(program, family)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import tomllib
 from math import prod
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.processes import python
 from toolkit.errors import UserError
 from toolkit.optim.optimizer_args import (
     ARGUMENTS,
@@ -211,10 +210,7 @@ def test_checking_an_optimizer_loads_no_package() -> None:
         "for name in (*ARGUMENTS, 'torch.optim.SGD', 'schedulefree.SGDScheduleFree'):\n"
         "    check_optimizer(name, {'weight_decay': 0})\nprint({'torch', 'schedulefree'} & set(sys.modules))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "set()"
+    assert python(code) == "set()\n"
 
 
 @pytest.mark.parametrize(

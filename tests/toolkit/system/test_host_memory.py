@@ -1,4 +1,3 @@
-import subprocess
 import sys
 import threading
 import time
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.processes import python
 from toolkit.system import host_memory, read_ahead, readings
 from toolkit.system.read_ahead import loaded_ahead, thread_map
 from toolkit.system.readings import Reading, read_machine
@@ -49,12 +49,7 @@ print(full - before, anonymous_mib() - before)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux")
 def test_freed_tensors_are_given_back() -> None:
-    command = [sys.executable, "-c", IN_A_FRESH_PROCESS]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    grown, left = map(int, result.stdout.split())
+    grown, left = map(int, python(IN_A_FRESH_PROCESS).split())
     assert grown > 70
     assert left < 20
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,9 @@ from transformers import BertModel, Qwen3Model
 
 from extensions.from_scratch.latent_flow import new, text
 from extensions.from_scratch.latent_flow.new import TEXT_WEIGHTS
-from tests.conftest import ROOT, child_environment
 from tests.extensions.from_scratch.conftest import write_qwen3
 from tests.extensions.from_scratch.flow_models import SMALL_TEXT
+from tests.processes import python
 from toolkit.errors import RunError
 
 CAPTIONS = ["a red square", "a blue circle on grass", "a red circle"]
@@ -44,10 +42,7 @@ def test_the_same_captions_give_the_same_tokenizer_in_every_process(
 from extensions.from_scratch.latent_flow.text import make_tokenizer
 make_tokenizer(reversed({captions!r}), 16).save_pretrained({str(tmp_path / "theirs")!r})
 """
-    command = [sys.executable, "-c", program]
-    subprocess.run(
-        command, check=True, env=child_environment({"PYTHONPATH": str(ROOT)})
-    )
+    python(program)
     text.make_tokenizer(captions * 2, 16).save_pretrained(tmp_path / "ours")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "ours" / file).read_bytes() == (

@@ -4,8 +4,6 @@ job."""
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tests.conftest import ROOT
 from tests.parts import needs_foreign_names, needs_part
+from tests.processes import python
 from tests.toolkit.config.conftest import trainer
 from toolkit.config import load_job
 from toolkit.config.reading.loader import LONGEST_RUN_NAME, warn_of_cut_texts
@@ -594,15 +593,7 @@ def test_loading_imports_no_torch() -> None:
         "import extensions.sd_trainer.config\n"
         "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules])\n"
     )
-    root = Path(__file__).resolve().parents[4]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "[]"
+    assert python(code) == "[]\n"
 
 
 class OtherTrainer(BaseModel):

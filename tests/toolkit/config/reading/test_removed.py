@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import run
 from docs.config_page import keys
 from tests.conftest import ROOT
+from tests.processes import output_of
 from toolkit.config.reading.loader import load_job
 from toolkit.config.reading.normalise import item_annotation
 from toolkit.config.reading.removed import removed
@@ -178,10 +178,7 @@ OF_OTHERS = ("rs_lora",)
 @cache
 def texts() -> dict[str, str]:
     """File -> what a reader of the program, its pages and messages is shown."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--", *SPEAKS],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+    listed = output_of("git", "ls-files", "--", *SPEAKS).splitlines()
     found = {
         name: (ROOT / name).read_text(encoding="utf-8")
         for name in listed

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.conftest import TURNED_HEIC
 from tests.golden_tables import golden
+from tests.processes import python
 from tests.toolkit.data.conftest import make_dataset, make_files, make_images, refusal
 from toolkit.config.sections.dataset import Rectangle
 from toolkit.contracts.data import CaptionRules, Mask, Sample, Size
@@ -486,9 +487,7 @@ def test_scanning_and_planning_import_no_torch(tmp_path: Path) -> None:
         "from toolkit.data.pixels.images import inspect_image; inspect_image(sys.argv[1])\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
-    subprocess.run(
-        [sys.executable, "-c", code, f"{PHOTOS}/40_photo/coffee.jpg"], check=True
-    )
+    python(code, f"{PHOTOS}/40_photo/coffee.jpg")
 
 
 def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
