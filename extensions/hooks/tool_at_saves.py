@@ -12,11 +12,12 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
-from toolkit.errors import missing_package
+from toolkit.errors import Interrupted, missing_package
 from toolkit.files.run_files import GRAPH
 from toolkit.files.writing import TOOLKIT_ROOT
 from toolkit.registry import HINTED_TOOLS
@@ -54,7 +55,7 @@ class ToolCallback(Callback):
         self._only_finished = only_finished
         self._wait_s = WAIT_FOR_UPLOAD_S if only_finished else WAIT_AT_END_S
         self._command = [sys.executable, str(TOOLKIT_ROOT / "run.py"), *arguments]
-        self._child: subprocess.Popen[str] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._warned = False
         self._lock = Lock()  # a separate thread saves the files
 
@@ -73,7 +74,8 @@ class ToolCallback(Callback):
             self._finish()
 
     def on_error(self, run: Run, error: BaseException) -> None:
-        self._finish()
+        if not isinstance(error, Interrupted):  # an upload may take an hour
+            self._finish()
 
     def _start(self) -> None:
         with self._lock:
@@ -81,13 +83,14 @@ class ToolCallback(Callback):
                 return
             self._collect()
             try:
+                # not a pipe, which may be full, and which a process that the tool leaves
+                # behind keeps open
+                self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read at its end
                 self._child = subprocess.Popen(
                     self._command,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    errors="replace",
+                    stderr=self._errors,
                     start_new_session=True,  # a Ctrl-C is not for it
                     env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
                 )
@@ -111,8 +114,11 @@ class ToolCallback(Callback):
     def _collect(self) -> None:
         """Reads how the last one ended."""
         if self._child is not None:
-            _, error_text = self._child.communicate()
-            if self._child.returncode > 0:
+            code = self._child.wait()
+            with self._errors as errors:
+                errors.seek(0)
+                error_text = errors.read().decode(errors="replace")
+            if code > 0:
                 self._warn((error_text.strip().splitlines() or ["no reason given"])[-1])
             self._child = None
 

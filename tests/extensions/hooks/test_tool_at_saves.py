@@ -17,6 +17,8 @@ from extensions.hooks.tool_at_saves import (
     report_at_saves,
 )
 from extensions.sd_trainer.config import SdTrainerConfig
+from tests.processes import alarm
+from toolkit.errors import Interrupted
 from toolkit.files.log import StatusLine
 from toolkit.registry import HINTED_TOOLS
 from toolkit.train.callbacks.standard import standard_callbacks
@@ -92,6 +94,32 @@ def test_what_goes_wrong_is_one_warning(
         callback.on_save(run, Saved(1, 0, ()))
         callback.on_end(run, finished=True)
     assert [reason in line for line in said if "no diagrams" in line] == [True]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys; sys.stderr.write('x' * 200_000)",
+        "import subprocess; subprocess.Popen(['sleep', '20'])",
+    ],
+)
+def test_neither_many_words_nor_a_process_that_stays_holds_it_up(
+    run, said, code: str
+) -> None:
+    callback = doing(diagrams_at_saves(run.folder), code)
+    with alarm(10):
+        callback.on_end(run, finished=True)
+    assert not said
+
+
+def test_a_second_ctrl_c_waits_for_no_tool(run) -> None:
+    upload = doing(
+        publish_at_end(run.folder, "me/x", True), "import time; time.sleep(99)"
+    )
+    upload._start()
+    with alarm(10):
+        upload.on_error(run, Interrupted(130))
+    upload._child.kill()
 
 
 def test_a_missing_package_is_told_at_the_start_and_nothing_is_started(

@@ -58,7 +58,10 @@ class ShardServer:
         """Bytes of a body after which the connection is closed."""
 
         self.silent_after: int | None = None
-        """Bytes of a body after which nothing more comes, until `released`."""
+        """Bytes of a body after which nothing more comes, until `released`, but a byte
+        every `pause_s`."""
+
+        self.pause_s = 30.0
 
         self.released = Event()
         self.ranges = True
@@ -106,7 +109,10 @@ class ShardServer:
         if self.silent_after is not None and len(part) > self.silent_after:
             request.wfile.write(part[: self.silent_after])
             request.wfile.flush()
-            self.released.wait(30)
+            for byte in part[self.silent_after :]:
+                if self.released.wait(self.pause_s):
+                    return
+                request.wfile.write(bytes([byte]))
             return
         request.wfile.write(part)
 

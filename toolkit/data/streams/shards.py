@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import re
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from toolkit.errors import RunError, UserError, first_line
+from toolkit.errors import Interrupted, RunError, UserError, first_line
 from toolkit.files.parquet import SUFFIX as PARQUET
 from toolkit.files.redact import register_secret
 
@@ -354,7 +355,10 @@ class _WebFile(io.RawIOBase):
             try:
                 if self._at == self.length:
                     return 0
-                count = (self._response or self._connect()).readinto(buffer)
+                # what has arrived: a slow server may never fill the buffer
+                count = (self._response or self._connect()).readinto1(buffer)
+                if self._stop.is_set():
+                    raise ConnectionAbortedError
                 if not count and self.length is not None and self._at < self.length:
                     raise ConnectionError(
                         f"{self.length - self._at:,} bytes are missing"
@@ -450,19 +454,17 @@ def read_ahead(
     """The items, each computed by a thread while the one before is used. Closing calls
     `stop` and ends the thread.
 
-    stopping: asked now and then while an item is waited for; True raises RunError, and
-    the thread is left to itself.
+    stopping: asked now and then while an item is waited for; True raises RunError. After
+    this and after Interrupted the thread is left to itself.
     """
     from concurrent.futures import ThreadPoolExecutor, wait
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
-    abandoned = False
     try:
         waiting = pool.submit(next, items, None)
         while True:
             while not wait([waiting], LOOK_EVERY_S).done:
-                abandoned = stopping()
-                if abandoned:
+                if stopping():
                     raise RunError(
                         "a stop was requested while the run waited for its shards."
                     )
@@ -473,4 +475,5 @@ def read_ahead(
             yield item
     finally:
         stop()
-        pool.shutdown(wait=not abandoned, cancel_futures=True)
+        is_stopped = isinstance(sys.exception(), RunError | Interrupted)
+        pool.shutdown(wait=not is_stopped, cancel_futures=True)

@@ -6,11 +6,12 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 from types import SimpleNamespace
 
 import pytest
 
+from tests.processes import alarm
 from tests.toolkit.data.shard_server import ShardServer, serving
 from toolkit.data.streams.shards import Shard, expand_shards
 from toolkit.errors import RunError, UserError
@@ -284,6 +285,15 @@ def test_a_stop_ends_a_pause(server: ShardServer) -> None:
     stop.set()
     with pytest.raises(RunError, match="The run is being stopped"):
         Shard("a", f"{server.address}/a.tar").open(0, (600.0,), stop).read()
+
+
+def test_a_stop_waits_for_no_slow_server(server: ShardServer) -> None:
+    server.silent_after = 100
+    server.pause_s = 0.01
+    stop = Event()
+    Timer(0.1, stop.set).start()
+    with alarm(10), pytest.raises(RunError, match="The run is being stopped"):
+        Shard("a", f"{server.address}/a.tar").open(stop=stop).read(len(BODY))
 
 
 def test_a_shard_that_changes_while_it_is_read_is_an_error(

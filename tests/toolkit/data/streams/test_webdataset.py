@@ -9,7 +9,6 @@ import re
 import shutil
 import tarfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -217,9 +216,7 @@ def test_a_stream_that_is_closed_waits_for_no_server(folder: Path) -> None:
         server.busy = {second.removeprefix(server.address)}
         samples = remote.read(None)
         next(samples)
-        for _ in range(1000):
-            if len(server.requests) < 2:
-                time.sleep(0.01)
+        until(lambda: len(server.requests) > 1)
         samples.close()
     assert [server.address + path for path, _ in server.requests][1:] == [second], (
         "no second attempt"
