@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from toolkit.system import distributed
+from toolkit.errors import Interrupted
+from toolkit.system import distributed, signals
 from toolkit.system.distributed_env import read_distributed_env
 
 T = TypeVar("T")
@@ -39,6 +41,27 @@ def alarm(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def interrupting() -> Iterator[Callable[..., None]]:
+    """Gives a function that holds a thread and presses Ctrl-C, which has to end the
+    block before the thread goes on."""
+    ended = threading.Event()
+
+    def hold(*_: object) -> None:
+        time.sleep(0.1)  # by then the main thread waits
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        ended.wait(30)
+
+    before = signal.signal(signal.SIGINT, signals._on_signal)
+    try:
+        with alarm(10), pytest.raises(Interrupted):
+            yield hold
+    finally:
+        ended.set()
+        signal.signal(signal.SIGINT, before)
+        until(lambda: not any("batches" in one.name for one in threading.enumerate()))
 
 
 def killed(work: Callable[[], object]) -> bool:

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -51,6 +52,7 @@ from toolkit.files import now
 from toolkit.files.writing import free_space, readable_size, sha256_of
 from toolkit.models.families import why_no_room
 from toolkit.models.hub_faults import CAUSES, failed_download, is_cut
+from toolkit.system.read_ahead import loaded_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,10 @@ def _bring(name: str, revision: str | None = None, **chosen: Any) -> Path:
         before = downloaded_bytes(name)
         try:
             _finish_parts(name, revision, **chosen)
-            return Path(snapshot_download(name, revision=revision, **chosen))
+            bring = partial(snapshot_download, revision=revision, **chosen)
+            # in a thread: the library's own would keep a second Ctrl-C waiting
+            [folder] = loaded_ahead(bring, [name], workers=1)
+            return Path(folder)
         except CAUSES as error:
             there = downloaded_bytes(name)
             if not is_cut(error) or there <= before:

@@ -537,13 +537,17 @@ def mute_nonzero_ranks(env: DistributedEnv) -> None:
 
 
 def exit_process(code: int) -> NoReturn:
-    """Exits this process. With several processes it does not wait for work of libraries
-    that is pending with the other ranks."""
+    """Exits this process. After a stop it does not wait for a thread, which may read from
+    a silent server, and with several processes not for work of libraries that is pending
+    with the other ranks."""
     # the exit code is final: a signal during interpreter shutdown would print a
     # traceback
     signals.ignore()
     with suppress(UserError):
-        if read_distributed_env().is_single_process:
+        if (
+            read_distributed_env().is_single_process
+            and code not in signals.EXIT_CODES.values()
+        ):
             sys.exit(code)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

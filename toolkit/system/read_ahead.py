@@ -8,12 +8,15 @@ of datasets, by the latent cache, and by the data loader.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+from toolkit.errors import Interrupted
 
 Thing = TypeVar("Thing")
 Found = TypeVar("Found")
@@ -28,6 +31,7 @@ def loaded_ahead(
     thread.
 
     Closing the iterator ends the threads; work that has not begun by then is dropped.
+    After Interrupted nothing waits for them.
 
     >>> list(loaded_ahead(len, ["a", "bc", ""], workers=2))
     [1, 2, 0]
@@ -45,7 +49,8 @@ def loaded_ahead(
             queue.extend(pool.submit(load, thing) for thing in islice(remaining, 1))
             yield result
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        is_stopped = isinstance(sys.exception(), Interrupted)
+        pool.shutdown(wait=not is_stopped, cancel_futures=True)
 
 
 def thread_map(

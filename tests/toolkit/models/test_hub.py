@@ -15,6 +15,7 @@ from huggingface_hub.utils import WeakFileLock, are_progress_bars_disabled
 
 from tests.conftest import heard
 from tests.model_folders import COMMIT, NO_WEIGHTS, part_files, write_cached
+from tests.processes import interrupting
 from tests.quantized import SDNQ
 from tests.small_hub import Hub, small_hub
 from toolkit.config.sections.model_files import repository_folder
@@ -407,6 +408,13 @@ def test_a_download_that_is_cut_off_goes_on_as_long_as_files_arrive(
     weights = "transformer/diffusion_pytorch_model.safetensors"
     assert (folder / weights).read_bytes() == FILES[weights]
     assert "cut off" in caplog.text and "it goes on" in caplog.text
+
+
+def test_ctrl_c_waits_for_no_file(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ENCODER | {"model.safetensors": b"x" * 100_000}
+    with small_hub(files, NAME) as server, interrupting() as hold:
+        monkeypatch.setattr(server.opened, "wait", hold)
+        ask(url=server.url, what=download_encoder)
 
 
 def test_a_disk_that_fills_up_meanwhile_is_told_once(

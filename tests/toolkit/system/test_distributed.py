@@ -305,6 +305,16 @@ def test_a_signal_while_the_interpreter_closes_changes_nothing() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_the_end_of_a_stop_waits_for_no_thread() -> None:
+    program = (
+        "import concurrent.futures, time\n"
+        "from toolkit.system import distributed\n"
+        "concurrent.futures.ThreadPoolExecutor().submit(time.sleep, 60)\n"
+        "distributed.exit_process(130)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 130
+
+
 def test_a_store_that_does_not_answer_is_asked_once(monkeypatch) -> None:
     """As one on a machine that has gone without closing its connections."""
     monkeypatch.setattr(distributed, "RENDEZVOUS_TIMEOUT_MIN", 0.05 / 60)
