@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.processes import python
 
 SOURCES = [
     path
@@ -131,11 +132,4 @@ def test_every_module_can_be_imported_without_names_of_posix() -> None:
         for path in SOURCES
     ]
     script = f"import importlib\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env={**os.environ, **AS_WINDOWS},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    python(script, env={**os.environ, **AS_WINDOWS})

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import atelier
 from tests.conftest import ROOT, child_environment
+from tests.processes import python
 
 
 @pytest.fixture
@@ -28,15 +27,8 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def said(code: str) -> str:
     """What Python prints for this code, in the working directory."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import atelier\n{code}"],
-        env=child_environment({"PYTHONPATH": str(ROOT)}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    environment = child_environment({"PYTHONPATH": str(ROOT)})
+    return python(f"import atelier\n{code}", cwd=Path(), env=environment)
 
 
 def test_a_job_is_refused_by_our_modules_and_a_second_one_may_follow(

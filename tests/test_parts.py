@@ -4,7 +4,6 @@ in a copy without any."""
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -66,16 +65,8 @@ def tracked() -> list[str]:
 def run(folder: Path, *arguments: str) -> str:
     """What a command of Python in this folder prints; it ends well and finds this
     folder's modules alone."""
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=child_environment({"PYTHONPATH": str(folder)}),
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
-    return result.stdout
+    environment = child_environment({"PYTHONPATH": str(folder)})
+    return output_of(sys.executable, *arguments, cwd=folder, env=environment)
 
 
 def test_the_core_runs_and_passes_its_tests_without_any_part(tmp_path: Path) -> None:
@@ -92,7 +83,7 @@ def test_the_core_runs_and_passes_its_tests_without_any_part(tmp_path: Path) -> 
     for part in PARTS:
         (folder / "extensions" / part / "__pycache__").mkdir(parents=True)
     for command in ("init --quiet", "add --all"):  # tests ask which files are tracked
-        subprocess.run(["git", *command.split()], cwd=folder, check=True)
+        output_of("git", *command.split(), cwd=folder)
     (folder / "only_telling.py").write_text(ONLY_TELLING)
     assert "broken" not in run(folder, "run.py", "--list-extensions")
     plan = run(folder, "run.py", "config/examples/quickstart.yaml", "--dry-run")

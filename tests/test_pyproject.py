@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.conftest import ROOT, TURNED_HEIC
+from tests.processes import output_of
 from toolkit.version import VERSION
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
@@ -70,20 +71,13 @@ def atelier(tmp_path_factory: pytest.TempPathFactory) -> str:
     one."""
     pytest.importorskip("hatchling", reason="builds the wheel; not installed here")
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder],
-        cwd=ROOT,
-        check=True,
-    )
-    subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True
-    )
+    module = (sys.executable, "-m")
+    output_of(*module, "hatchling", "build", "-t", "wheel", "-d", folder)
+    output_of(*module, "venv", "--without-pip", folder / "venv")
     python = folder / "venv" / "bin" / "python"
     [wheel] = folder.glob("*.whl")
-    pip = [sys.executable, "-m", "pip", "--python", python]
-    subprocess.run(
-        [*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True
-    )
+    pip = (*module, "pip", "--python", python, "install")
+    output_of(*pip, "--quiet", "--no-deps", "--no-index", wheel)
     [packages] = (folder / "venv" / "lib").glob("*/site-packages")
     (packages / "others.pth").write_text(
         "\n".join(site.getsitepackages()), encoding="utf-8"
@@ -100,9 +94,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return output_of(*command, cwd=Path())
 
 
 @pytest.mark.slow

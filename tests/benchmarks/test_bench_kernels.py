@@ -4,16 +4,15 @@ whole."""
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import bench_kernels
 from benchmarks.live_bytes import Kernels
+from tests.processes import output_of
 from tests.stand_in_cuda import COMPILER
 from toolkit.memory.flops import KERNELS_PER_BLOCK
 
@@ -69,17 +68,9 @@ def test_a_compiled_block_casts_its_lora_in_one_kernel_forward_and_two_backward(
     """Its matrices, again where the block is recomputed, and their gradients. When each
     use cast its matrix, an int4 block of Qwen-Image-Edit-2509 had 160 kernels."""
     models = ["Qwen-Image-Edit-2509", "Qwen-Image-2.1"]
-    done = subprocess.run(
-        [
-            *(sys.executable, str(Path(bench_kernels.__file__))),
-            *("--compiled", "int4", "--models", *models),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])["compiled"]
+    command = [sys.executable, bench_kernels.__file__, "--compiled", "int4"]
+    told = output_of(*command, "--models", *models)
+    found = json.loads(told.splitlines()[-1])["compiled"]
     assert list(found) == models
     for forward, backward in found.values():
         assert (forward["casts"], backward["casts"]) == (1, 2)

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ import pytest
 from benchmarks import verify_gpu
 from benchmarks.gpu_rows import ROWS, Asked, measure
 from benchmarks.verify_gpu import ITEMS, SECONDS
-from tests.conftest import ROOT
+from tests.processes import output_of
 from toolkit.registry import FAMILIES
 
 HERE = ("--device", "cpu", "--size", "XS")
@@ -171,11 +170,9 @@ def test_every_item_is_measured_small(results: Path) -> None:
     """From the command line."""
     command = [sys.executable, "benchmarks/verify_gpu.py", *HERE]
     command += ["--results", str(results), "--items", *ITEMS]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    lines = output_of(*command).splitlines()
     found = items_in(results)
     assert {name: one["status"] for name, one in found.items()} == dict.fromkeys(ITEMS, "measured")  # fmt: skip
-    lines = ended.stdout.splitlines()
     for name, one in found.items():
         assert sum(line.startswith(f"{name}: measured; ") for line in lines) == 2, name
         for text, holds in one.get("judged", ()):

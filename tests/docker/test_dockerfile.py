@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from tests.processes import output_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docker"
@@ -155,17 +156,12 @@ def test_the_user_that_start_sh_looks_for_is_made() -> None:
 
 
 def test_hadolint_passes() -> None:
-    checked = subprocess.run(
-        [tool("hadolint"), str(FOLDER / "Dockerfile")], capture_output=True, text=True
-    )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    output_of(tool("hadolint"), FOLDER / "Dockerfile")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_passes_with_all_optional_checks(script: Path) -> None:
-    command = [tool("shellcheck"), "-x", "-o", "all", "-e", EXCLUDED, str(script)]
-    checked = subprocess.run(command, capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout
+    output_of(tool("shellcheck"), "-x", "-o", "all", "-e", EXCLUDED, script)
 
 
 def variables_read() -> set[str]:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.processes import output_of
 
 MANY = ROOT / "docker" / "engines" / "many"
 
@@ -102,14 +103,12 @@ def test_a_pod_of_kubernetes_runs_the_line_of_its_index() -> None:
     rules = {rule["action"]: rule for rule in spec["podFailurePolicy"]["rules"]}
     assert rules["FailIndex"]["onExitCodes"] == {"operator": "In", "values": [2]}
     shell, flag, command = container["command"]
-    said = subprocess.run(
-        [shell, flag, command.partition("exec ")[2].replace("bash", "echo", 1)],
-        env={"JOB_COMPLETION_INDEX": "6", **os.environ},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert said.split()[1:] == ["jobs.txt", "7"]
+    echoed = command.partition("exec ")[2].replace("bash", "echo", 1)
+    environment = {"JOB_COMPLETION_INDEX": "6", **os.environ}
+    assert output_of(shell, flag, echoed, env=environment).split()[1:] == [
+        "jobs.txt",
+        "7",
+    ]
 
 
 @pytest.mark.parametrize("name", ["one_of.sh", "slurm_array.sbatch"])

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tests.docker.test_dockerfile import EXCLUDED, tool
 from tests.http_server import QuietHandler, serving
+from tests.processes import output_of
 from toolkit.system.nvidia import LEAST_DRIVER
 from toolkit.system.torch_version import NEWEST, OLDEST
 from toolkit.version import VERSION
@@ -280,6 +281,4 @@ def test_what_a_workflow_names_exists_and_its_commands_are_sound(
             for name in ("IMAGE", "GITHUB_REF_NAME", "GITHUB_SHA", *step.get("env", {}))
         )
         script.write_text(f"#!/usr/bin/env bash\nset -e\n: {given}\n{step['run']}\n")
-        command = [tool("shellcheck"), "-o", "all", "-e", EXCLUDED, str(script)]
-        checked = subprocess.run(command, capture_output=True, text=True)
-        assert checked.returncode == 0, checked.stdout
+        output_of(tool("shellcheck"), "-o", "all", "-e", EXCLUDED, script)

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from tests.conftest import ROOT
 from tests.extensions.compat import fluxflow_guide as guide
 from tests.extensions.from_scratch.unmeasured import MEASURE, UNMEASURED
 from tests.faults.nursery import Child, Nursery
+from tests.processes import output_of
 from tests.running import lines
 from toolkit.config import JobConfig, load_job
 from toolkit.config.reading.foreign import COMMAND_LINE
@@ -381,16 +381,9 @@ def test_the_guides_own_commands_are_there(workplace: Path, tmp_path: Path) -> N
         "--dry-run",
     ]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    planned = subprocess.run(
-        command,
-        cwd=workplace,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert planned.returncode == 0 and "vae_warmup (vae_trainer)" in planned.stdout, (
-        planned.stderr
-    )
+    environment = {**os.environ, "PATH": path}
+    planned = output_of(*command, cwd=workplace, env=environment)
+    assert "vae_warmup (vae_trainer)" in planned
     run = workplace / "outputs" / "full_pipeline" / "vae_warmup"
     run.mkdir(parents=True)
     (run / "run.json").write_text(
@@ -405,10 +398,8 @@ def test_the_guides_own_commands_are_there(workplace: Path, tmp_path: Path) -> N
         str(ROOT / "config/examples/generate_training_graphs.py"),
         "outputs/",
     ]
-    drawn = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
-    assert (
-        drawn.returncode == 0 and (run / "graph" / "training_losses.png").is_file()
-    ), drawn.stderr
+    output_of(*command, cwd=workplace)
+    assert (run / "graph" / "training_losses.png").is_file()
     assert (workplace / "outputs" / "graph" / "training_losses.png").is_file()
 
 

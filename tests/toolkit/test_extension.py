@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from jobs.exit import report
 from tests.conftest import ROOT, child_environment
 from tests.parts import needs_foreign_names, needs_part
+from tests.processes import output_of
 from toolkit import extension
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import family_named, family_names, family_of
@@ -776,14 +777,8 @@ def test_a_part_that_takes_long_is_named(
     assert told.startswith(f"waiting for the extension {folder}, ")
     words = shlex.split(told.rpartition("To do without it: ")[2])
     assert words[-4:] == ["--without", "hangs", *asked]
-    done = subprocess.run(
-        words,
-        cwd=Path.cwd(),
-        env=child_environment(harmful),
-        capture_output=True,
-        timeout=60,
-    )
-    assert done.returncode == 0 and json.loads(done.stdout)["extensions"]
+    listed = output_of(*words, cwd=Path(), env=child_environment(harmful))
+    assert json.loads(listed)["extensions"]
 
 
 def test_a_part_of_the_program_is_not_waited_for_aloud(

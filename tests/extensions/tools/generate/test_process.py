@@ -8,7 +8,6 @@ import json
 import math
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.diffusers_reference import (
 from tests.findings import warnings
 from tests.measured import at_least
 from tests.parts import needs_stand_in
+from tests.processes import output_of
 from tests.running import run_tool, section_of
 from toolkit.config import load_job
 from toolkit.config.sections.model import ModelConfig
@@ -370,17 +370,9 @@ def test_a_gpu_gets_swapped_blocks_and_loras_where_it_computes(
             "output": "there",
         }
     )
-    command = [sys.executable, "-m", "tests.stand_in_cuda", str(job)]
+    command = [sys.executable, "-m", "tests.stand_in_cuda", job]
     environment = child_environment({"PYTHONPATH": str(ROOT)})
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    output_of(*command, cwd=tmp_path, env=environment)
     (there,) = (tmp_path / "there").iterdir()
     at_least(
         "generate on the stand-in device, dB",
