@@ -45,13 +45,14 @@ def alarm(seconds: int) -> Iterator[None]:
 
 @contextmanager
 def interrupting() -> Iterator[Callable[..., None]]:
-    """Gives a function that holds a thread and presses Ctrl-C, which has to end the
-    block before the thread goes on."""
-    ended = threading.Event()
+    """Gives a function that holds a thread and presses Ctrl-C, once, which has to end
+    the block before the thread goes on."""
+    ended, presses = threading.Event(), [signal.SIGINT]
 
     def hold(*_: object) -> None:
         time.sleep(0.1)  # by then the main thread waits
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        while presses:
+            signal.pthread_kill(threading.main_thread().ident, presses.pop())
         ended.wait(30)
 
     before = signal.signal(signal.SIGINT, signals._on_signal)

@@ -15,7 +15,6 @@ import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -52,6 +51,7 @@ from toolkit.files import now
 from toolkit.files.writing import free_space, readable_size, sha256_of
 from toolkit.models.families import why_no_room
 from toolkit.models.hub_faults import CAUSES, failed_download, is_cut
+from toolkit.system import signals
 from toolkit.system.read_ahead import loaded_ahead
 
 logger = logging.getLogger(__name__)
@@ -115,14 +115,17 @@ def download_anything(name: str, revision: str | None, key: str) -> Path:
 def _bring(name: str, revision: str | None = None, **chosen: Any) -> Path:
     """The files of a hub repository. After a cut it goes on, as long as each attempt
     brings more."""
+
+    def bring(name: str) -> Path:
+        _finish_parts(name, revision, **chosen)
+        return Path(snapshot_download(name, revision=revision, **chosen))
+
     while True:
         before = downloaded_bytes(name)
         try:
-            _finish_parts(name, revision, **chosen)
-            bring = partial(snapshot_download, revision=revision, **chosen)
-            # in a thread: the library's own would keep a second Ctrl-C waiting
-            [folder] = loaded_ahead(bring, [name], workers=1)
-            return Path(folder)
+            # in a thread: the library's own keep Ctrl-C waiting for whole files
+            [folder] = loaded_ahead(bring, [name], 1, signals.check)
+            return folder
         except CAUSES as error:
             there = downloaded_bytes(name)
             if not is_cut(error) or there <= before:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TypeVar
 
@@ -22,16 +22,21 @@ Thing = TypeVar("Thing")
 Found = TypeVar("Found")
 
 _AHEAD_PER_WORKER = 2
+_LOOK_EVERY_S = 0.2
 
 
 def loaded_ahead(
-    load: Callable[[Thing], Found], things: Iterable[Thing], workers: int
+    load: Callable[[Thing], Found],
+    things: Iterable[Thing],
+    workers: int,
+    look: Callable[[], None] | None = None,
 ) -> Iterator[Found]:
     """The results of `load` in order, prefetched by `workers` threads; 0 loads in this
     thread.
 
     Closing the iterator ends the threads; work that has not begun by then is dropped.
-    After Interrupted nothing waits for them.
+    After Interrupted nothing waits for them. look: called now and then while a result
+    is waited for; it may raise.
 
     >>> list(loaded_ahead(len, ["a", "bc", ""], workers=2))
     [1, 2, 0]
@@ -45,7 +50,10 @@ def loaded_ahead(
         first = islice(remaining, workers * _AHEAD_PER_WORKER)
         queue: deque[Future[Found]] = deque(pool.submit(load, thing) for thing in first)
         while queue:
-            result = queue.popleft().result()
+            first_in = queue.popleft()
+            while look and not wait([first_in], _LOOK_EVERY_S).done:
+                look()
+            result = first_in.result()
             queue.extend(pool.submit(load, thing) for thing in islice(remaining, 1))
             yield result
     finally:

@@ -4,6 +4,7 @@ asks it."""
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +33,7 @@ from toolkit.models.hub import (
     fetch_index,
 )
 from toolkit.models.qwen_image.family import FAMILY
+from toolkit.system import signals
 
 NAME = "someone/model"
 FILES = {
@@ -410,9 +412,12 @@ def test_a_download_that_is_cut_off_goes_on_as_long_as_files_arrive(
     assert "cut off" in caplog.text and "it goes on" in caplog.text
 
 
-def test_ctrl_c_waits_for_no_file(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("within", [nullcontext, signals.defer_signals])
+def test_ctrl_c_waits_for_no_file(
+    ask, monkeypatch: pytest.MonkeyPatch, within: Callable
+) -> None:
     files = ENCODER | {"model.safetensors": b"x" * 100_000}
-    with small_hub(files, NAME) as server, interrupting() as hold:
+    with small_hub(files, NAME) as server, interrupting() as hold, within():
         monkeypatch.setattr(server.opened, "wait", hold)
         ask(url=server.url, what=download_encoder)
 
