@@ -12,6 +12,7 @@ Called by `checkpoint_state` alone.
 from __future__ import annotations
 
 import logging
+import operator
 import time
 import warnings
 from collections.abc import Mapping
@@ -233,6 +234,8 @@ def _needed() -> dict[tuple[str, str], Any]:
     # for its class.
     for module_name in ("pathlib", "pathlib._local"):
         objects[module_name, "PosixPath"] = Path
+    # Python 3.11.2 names a member of an enum so; this gets no attribute of anything.
+    objects["builtins", "getattr"] = operator.getitem
     return objects
 
 
