@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import ast
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -84,14 +82,8 @@ os.replace("opened", "closed")
 """
     (tmp_path / "job").write_text("x")
     opened = tmp_path / "opened.txt"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, **AS_WINDOWS, "AS_WINDOWS": str(opened)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.stderr, done.stdout) == ("", "no fcntl\n")
+    environment = {**os.environ, **AS_WINDOWS, "AS_WINDOWS": str(opened)}
+    assert python(script, cwd=tmp_path, env=environment) == "no fcntl\n"
     assert opened.read_text() == "os.rename of opened, which is open\n"
 
 

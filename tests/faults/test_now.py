@@ -11,13 +11,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, child_environment
 from tests.faults.conftest import STEP, Job
+from tests.processes import until
 from tests.small_hub import small_hub
 from toolkit.train.run_reader import RunStatus, read_run
 
@@ -198,12 +198,8 @@ def test_a_download_is_said_with_its_size(job: Job, tiny_model: Path) -> None:
             cwd=job.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=child_environment(settings | {"HF_ENDPOINT": hub.url}),
         )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not (
-            found := re.fullmatch(r"downloading ([\d.]+) of ([\d.]+) [kM]B", doing(job))
-        ):
-            assert process.poll() is None and time.monotonic() < deadline, doing(job)
-            time.sleep(0.1)
+        line = re.compile(r"downloading ([\d.]+) of ([\d.]+) [kM]B")
+        found = until(lambda: line.fullmatch(doing(job)), 60)
         assert float(found[1]) < float(found[2]) and total > 40_000
         hub.opened.set()
         said, _ = process.communicate(timeout=120)

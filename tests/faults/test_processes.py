@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from tests.faults.conftest import (
     start_together,
 )
 from tests.faults.nursery import Fault
-from tests.processes import environment, free_port
+from tests.processes import environment, free_port, until
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("encoded")]
@@ -277,9 +276,7 @@ def test_torchrun_stopped_saves_once_and_is_not_restarted(
         command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipe
     )
     metrics = job.folder / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text()):
-        assert process.poll() is None
-        time.sleep(0.01)
+    until(lambda: metrics.exists() and metrics.read_text(), 120)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert said.count("saved the checkpoint of step") <= 1, said

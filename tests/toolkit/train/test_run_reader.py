@@ -21,6 +21,7 @@ import pytest
 
 from tests.faults.conftest import Job, job, pictures, small_section, whole  # noqa: F401 - fixtures
 from tests.light_start import FORBID
+from tests.processes import python
 from toolkit.errors import RunError
 from toolkit.train import lock
 from toolkit.train.callbacks.metrics import truncate_after_step
@@ -595,10 +596,7 @@ def test_it_loads_no_torch_and_no_heavy_library(tmp_path: Path) -> None:
     heavy = {"torch", "safetensors", "numpy", "PIL", "pydantic", "yaml"}
     code = f"import sys, toolkit.train.run_reader as r\nprint(sorted({heavy} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    ran = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert (ran.stdout, ran.stderr) == ("[]\n", "")
+    assert python(code, env=environment) == "[]\n"
 
 
 def test_losses_by_image_of_damaged_files_and_of_old_runs(tmp_path: Path) -> None:
