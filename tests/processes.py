@@ -1,5 +1,6 @@
-"""Several real processes that meet as `torchrun` lets them, forked from the one that
-runs the tests."""
+"""Other processes and threads: commands, what is waited for with a limit, Ctrl-C, and
+several real processes that meet as `torchrun` lets them, forked from the one that runs
+the tests."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def interrupting() -> Iterator[Callable[..., None]]:
 
     before = signal.signal(signal.SIGINT, signals._on_signal)
     try:
-        with alarm(10), pytest.raises(Interrupted):
+        with alarm(20), pytest.raises(Interrupted):
             yield hold
     finally:
         ended.set()
