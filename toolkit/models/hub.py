@@ -123,7 +123,7 @@ def _bring(name: str, revision: str | None = None, **chosen: Any) -> Path:
     while True:
         before = downloaded_bytes(name)
         try:
-            # in a thread: the library's own keep Ctrl-C waiting for whole files
+            # in a thread: those of huggingface_hub 2.4.0 keep Ctrl-C waiting for files
             [folder] = loaded_ahead(bring, [name], 1, signals.check)
             return folder
         except CAUSES as error:

@@ -8,11 +8,11 @@ of datasets, by the latent cache, and by the data loader.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -25,18 +25,42 @@ _AHEAD_PER_WORKER = 2
 _LOOK_EVERY_S = 0.2
 
 
+@contextmanager
+def threads(
+    workers: int, name: str, leaving: type[BaseException] = Interrupted
+) -> Iterator[ThreadPoolExecutor]:
+    """Threads for the block. They end with it; after Interrupted or `leaving` nothing
+    waits for them. What has not begun by then is dropped."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+    waits = True
+    try:
+        yield pool
+    except (Interrupted, leaving):
+        waits = False
+        raise
+    finally:
+        pool.shutdown(waits, cancel_futures=True)
+
+
+def result_of(future: Future[Found], look: Callable[[], object] | None = None) -> Found:
+    """The result, once it is there. look: called five times a second until then; it may
+    raise."""
+    while look and not wait([future], _LOOK_EVERY_S).done:
+        look()
+    return future.result()
+
+
 def loaded_ahead(
     load: Callable[[Thing], Found],
     things: Iterable[Thing],
     workers: int,
-    look: Callable[[], None] | None = None,
+    look: Callable[[], object] | None = None,
 ) -> Iterator[Found]:
     """The results of `load` in order, prefetched by `workers` threads; 0 loads in this
     thread.
 
     Closing the iterator ends the threads; work that has not begun by then is dropped.
-    After Interrupted nothing waits for them. look: called now and then while a result
-    is waited for; it may raise.
+    After Interrupted nothing waits for them. look: as of `result_of`.
 
     >>> list(loaded_ahead(len, ["a", "bc", ""], workers=2))
     [1, 2, 0]
@@ -45,20 +69,13 @@ def loaded_ahead(
         yield from map(load, things)
         return
     remaining = iter(things)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
-    try:
+    with threads(workers, "batches") as pool:
         first = islice(remaining, workers * _AHEAD_PER_WORKER)
         queue: deque[Future[Found]] = deque(pool.submit(load, thing) for thing in first)
         while queue:
-            first_in = queue.popleft()
-            while look and not wait([first_in], _LOOK_EVERY_S).done:
-                look()
-            result = first_in.result()
+            result = result_of(queue.popleft(), look)
             queue.extend(pool.submit(load, thing) for thing in islice(remaining, 1))
             yield result
-    finally:
-        is_stopped = isinstance(sys.exception(), Interrupted)
-        pool.shutdown(wait=not is_stopped, cancel_futures=True)
 
 
 def thread_map(

@@ -14,7 +14,6 @@ import io
 import logging
 import os
 import re
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,9 +25,10 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from toolkit.errors import Interrupted, RunError, UserError, first_line
+from toolkit.errors import RunError, UserError, first_line
 from toolkit.files.parquet import SUFFIX as PARQUET
 from toolkit.files.redact import register_secret
+from toolkit.system.read_ahead import result_of, threads
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,6 @@ arrives."""
 
 TIMEOUT_S = 60.0
 """Seconds that a server may be silent."""
-
-LOOK_EVERY_S = 0.2
-"""Seconds between two looks at whether a stop is requested, while bytes are waited
-for."""
 
 MAX_SHARDS = 1_000_000
 
@@ -457,23 +453,16 @@ def read_ahead(
     stopping: asked now and then while an item is waited for; True raises RunError. After
     this and after Interrupted the thread is left to itself.
     """
-    from concurrent.futures import ThreadPoolExecutor, wait
 
-    pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
-    try:
-        waiting = pool.submit(next, items, None)
-        while True:
-            while not wait([waiting], LOOK_EVERY_S).done:
-                if stopping():
-                    raise RunError(
-                        "a stop was requested while the run waited for its shards."
-                    )
-            item = waiting.result()
-            if item is None:
-                return
+    def look() -> None:
+        if stopping():
+            raise RunError("a stop was requested while the run waited for its shards.")
+
+    with threads(1, "shards", RunError) as pool:
+        try:
             waiting = pool.submit(next, items, None)
-            yield item
-    finally:
-        stop()
-        is_stopped = isinstance(sys.exception(), RunError | Interrupted)
-        pool.shutdown(wait=not is_stopped, cancel_futures=True)
+            while (item := result_of(waiting, look)) is not None:
+                waiting = pool.submit(next, items, None)
+                yield item
+        finally:
+            stop()
