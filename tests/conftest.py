@@ -38,15 +38,13 @@ from tests.cpu_seconds import (  # noqa: F401 - hooks of pytest
 )
 from tests.faults.nursery import Child, Nursery
 from tests.html_browser import Browser, opened_browser
-from tests.processes import environment, free_port
+from tests.processes import ROOT, environment, free_port
 from toolkit import extension
 from toolkit.files.log import OWN_PACKAGES
 from toolkit.models import kept
 
 if TYPE_CHECKING:
     from tests.diffusers_reference import Member
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # Compiled modules are kept, whatever the environment says: 460 test files are rewritten
 # once, not by every worker of every suite (13 s of a CPU), and each process that a test

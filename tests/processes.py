@@ -77,29 +77,40 @@ def killed(work: Callable[[], object]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
-def until(happened: Callable[[], T], seconds: float = 30) -> T:
-    """What a call gives as soon as it is true: it is about another thread or
-    process."""
+def until(
+    happened: Callable[[], T],
+    seconds: float = 30,
+    process: subprocess.Popen | None = None,
+) -> T:
+    """What a call gives as soon as it is true: it is about another thread, or about a
+    process, which may not end before."""
     deadline = time.monotonic() + seconds
     while not (found := happened()):
+        assert process is None or process.poll() is None
         assert time.monotonic() < deadline, happened
         time.sleep(0.01)
     return found
 
 
 def output_of(
-    *command: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+    *command: object,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    seconds: float = 300,
+    said: str | None = None,
 ) -> str:
-    """What a command prints; it ends well within five minutes."""
+    """What a command prints; it ends well within this time. said: all that it may write
+    to standard error; None: anything."""
     done = subprocess.run(
         [*map(str, command)],
         cwd=cwd,
         env=env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=seconds,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert said in (None, done.stderr), done.stderr
     return done.stdout
 
 

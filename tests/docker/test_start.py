@@ -276,7 +276,7 @@ class Bench:
     def wait_for_record(self, entries: int) -> None:
         """Until the stand-in has written down so many calls: it runs beside
         start.sh."""
-        until(lambda: len(self.record()) >= entries)
+        until(lambda: len(self.record()) >= entries, 15)
 
     def trainings(self) -> list[dict]:
         return [entry for entry in self.record() if entry.get("dry") is False]
@@ -1290,7 +1290,12 @@ def test_a_real_job_is_terminated_started_again_finishes_and_stops_the_pod_once(
     metrics = bench.workspace / "output" / "pod" / "metrics.jsonl"
 
     first = bench.start(**given)
-    until(lambda: metrics.exists() and metrics.read_text().count("\n") > 4, 90)
+    deadline = time.monotonic() + 90
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert first.process.poll() is None and time.monotonic() < deadline, (
+            first.output
+        )
+        time.sleep(0.05)
     assert first.terminate() == 75
     done = len(metrics.read_text().splitlines())
     assert 5 <= done < 50 and bench.api.calls == []

@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.faults.conftest import draw_pictures
 from tests.model_folders import write_model
+from tests.processes import python
 from tests.small_parts import write_lumina2
 from toolkit.files.writing import python_path
 
@@ -182,15 +183,8 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
     write_model(tmp_path / "model", "TersePipeline", without="processor")
     # The path has the repository, of which only `tests` is used.
     environment = {**os.environ, "PYTHONPATH": python_path()}
-    used = subprocess.run(
-        [sys.executable, "-c", USE],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert used.stderr == ""
-    assert used.stdout.splitlines() == [
+    used = python(USE, cwd=tmp_path, env=environment, said="")
+    assert used.splitlines() == [
         *("[0.0, 0.5, 1.0, 0.5, 0.25]", "True", "[0.0, 0.5, 1.0]"),
         *("True", "64", "True"),
         *("photos", "[(('linear',), 'warning')]", "0.433781"),

@@ -199,7 +199,7 @@ def test_a_download_is_said_with_its_size(job: Job, tiny_model: Path) -> None:
             env=child_environment(settings | {"HF_ENDPOINT": hub.url}),
         )  # fmt: skip
         line = re.compile(r"downloading ([\d.]+) of ([\d.]+) [kM]B")
-        found = until(lambda: line.fullmatch(doing(job)), 60)
+        found = until(lambda: line.fullmatch(doing(job)), 60, process)
         assert float(found[1]) < float(found[2]) and total > 40_000
         hub.opened.set()
         said, _ = process.communicate(timeout=120)

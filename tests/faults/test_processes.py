@@ -276,7 +276,7 @@ def test_torchrun_stopped_saves_once_and_is_not_restarted(
         command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipe
     )
     metrics = job.folder / "metrics.jsonl"
-    until(lambda: metrics.exists() and metrics.read_text(), 120)
+    until(lambda: metrics.exists() and metrics.read_text(), 120, process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert said.count("saved the checkpoint of step") <= 1, said

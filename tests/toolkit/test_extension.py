@@ -777,7 +777,7 @@ def test_a_part_that_takes_long_is_named(
     assert told.startswith(f"waiting for the extension {folder}, ")
     words = shlex.split(told.rpartition("To do without it: ")[2])
     assert words[-4:] == ["--without", "hangs", *asked]
-    listed = output_of(*words, cwd=Path(), env=child_environment(harmful))
+    listed = output_of(*words, cwd=Path(), env=child_environment(harmful), seconds=60)
     assert json.loads(listed)["extensions"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.config.test_examples import CONFIG, examples_with
+from tests.processes import output_of
 
 
 def test_the_file_of_fluxflows_guide_is_planned(
@@ -31,11 +31,8 @@ def test_the_command_of_fluxflows_guide_with_variables_is_planned(
 ) -> None:
     environment = os.environ | {"RUN": f"{sys.executable} {CONFIG.parent / 'run.py'}"}
     command = ["bash", "config/examples/fluxflow.sh", "--dry-run", "--json"]
-    result = subprocess.run(
-        command, cwd=examples_alone, env=environment, capture_output=True, text=True
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    plan = json.loads(result.stdout)
+    told = output_of(*command, cwd=examples_alone, env=environment, said="")
+    plan = json.loads(told)
     assert (plan["job"], plan["folders"]) == (
         "fluxflow_sh",
         ["outputs/fluxflow_sh/train"],

@@ -153,7 +153,7 @@ def test_a_run_that_waits_for_a_server_is_stopped_at_once_with_a_state(
             time.sleep(1)
         process.send(signal.SIGTERM)
         states = tmp_path / "output" / "job" / "state"
-        until(lambda: [*states.glob("step_*/MANIFEST.json")])
+        until(lambda: [*states.glob("step_*/MANIFEST.json")], 20)
         server.released.set()
         assert process.wait(60) == 75
     (state,) = (tmp_path / "output" / "job" / "state").iterdir()

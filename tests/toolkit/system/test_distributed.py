@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.processes import environment, in_processes
+from tests.processes import environment, in_processes, python
 from toolkit.errors import RunError, UserError
 from toolkit.system import distributed
 from toolkit.system.distributed import PeerFailedError, ProcessGroup
@@ -299,10 +299,7 @@ def test_a_signal_while_the_interpreter_closes_changes_nothing() -> None:
         f"atexit.register(signal.raise_signal, {int(signal.SIGTERM)})\n"
         "distributed.exit_process(0)\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
+    python(program, seconds=60, said="")
 
 
 def test_the_end_of_a_stop_waits_for_no_thread() -> None:

@@ -225,7 +225,7 @@ def test_the_owner_gives_signs_of_life(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.01)
     with run_lock(tmp_path):
         first = beat()
-        until(lambda: beat() > first)
+        until(lambda: beat() > first, 10)
 
 
 @pytest.mark.parametrize("rest", ["", '{"pid": 4', "[]", '{"pid": 1}', "\0\0\0"])

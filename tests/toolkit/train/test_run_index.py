@@ -135,7 +135,7 @@ def test_those_who_ask_at_one_time_share_a_look(
     monkeypatch.setattr(RunIndex, "_places", slow)
     with ThreadPoolExecutor(20) as threads:
         found = list(threads.map(lambda _: index.runs(), range(20)))
-    assert len(looks) < 10 and all(len(runs) == 1 for runs in found)
+    assert len(looks) <= 3 and all(len(runs) == 1 for runs in found)
 
 
 def test_a_folder_that_is_not_there_has_no_runs(tmp_path: Path) -> None:

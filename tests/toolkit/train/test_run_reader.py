@@ -596,7 +596,7 @@ def test_it_loads_no_torch_and_no_heavy_library(tmp_path: Path) -> None:
     heavy = {"torch", "safetensors", "numpy", "PIL", "pydantic", "yaml"}
     code = f"import sys, toolkit.train.run_reader as r\nprint(sorted({heavy} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    assert python(code, env=environment) == "[]\n"
+    assert python(code, env=environment, said="") == "[]\n"
 
 
 def test_losses_by_image_of_damaged_files_and_of_old_runs(tmp_path: Path) -> None:
