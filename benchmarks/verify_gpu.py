@@ -127,21 +127,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     call = Call(asked, method, head)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, cut_off)
+        signal.signal(number, call.cut_off)
     try:
         call.run()
-    except CutOff as signal_name:
-        print(f"cut off by {signal_name}")
+    except CutOff:
+        print(f"cut off by {call.cut_off_by}")
     # Printed again, because some figures are compared with those of a later item.
     print("\n".join(line(name, call.found) for name in call.found), flush=True)
     states = {one["status"] for one in call.found.values()}
     sys.exit(0 if states <= {*FINAL} else 1)
-
-
-def cut_off(number: int, _: object) -> None:
-    # once is enough, and what is known has to be written
-    signal.signal(number, signal.SIG_IGN)
-    raise CutOff(signal.Signals(number).name)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -181,6 +175,7 @@ class Call:
         self, asked: argparse.Namespace, method: str, head: dict[str, Any]
     ) -> None:
         self.asked = asked
+        self.cut_off_by = ""
         self.slow = SLOW if asked.device == "cpu" else 1
         self.until = time.monotonic() + SECONDS[asked.call] * self.slow
         self.context: Any = multiprocessing.get_context(method)
@@ -195,6 +190,12 @@ class Call:
                 )
             self._document["items"] = known["items"]
         self.found: dict[str, dict[str, Any]] = self._document["items"]
+
+    def cut_off(self, number: int, _: object) -> None:
+        # once is enough, and what is known has to be written; an error would be dropped
+        # where it comes while a process is forked
+        signal.signal(number, signal.SIG_IGN)
+        self.cut_off_by = signal.Signals(number).name
 
     def run(self) -> None:
         """Runs the items while there is time. Items of one group run side by side."""
@@ -218,6 +219,8 @@ class Call:
             running = [stack.enter_context(Running(name, self, work)) for name in names]
             try:
                 while running:
+                    if self.cut_off_by:
+                        raise CutOff
                     for child in [one for one in running if one.is_over()]:
                         running.remove(child)
                         self._keep(child.name, child.result())

@@ -83,8 +83,7 @@ os.replace("opened", "closed")
     (tmp_path / "job").write_text("x")
     opened = tmp_path / "opened.txt"
     environment = {**os.environ, **AS_WINDOWS, "AS_WINDOWS": str(opened)}
-    told = python(script, cwd=tmp_path, env=environment, said="")
-    assert told == "no fcntl\n"
+    assert python(script, cwd=tmp_path, env=environment, said="") == "no fcntl\n"
     assert opened.read_text() == "os.rename of opened, which is open\n"
 
 
