@@ -119,6 +119,9 @@ class ModelBytes:
     """One block, with the copies of the layer that is quantized on the device; None:
     nothing is quantized there."""
 
+    largest_layer: int
+    """The largest layer of a block in its original precision."""
+
     block_on_host: int
     """One block in main memory: as it is read, or with the copies of the layer that is
     quantized there."""
@@ -398,6 +401,7 @@ def _model_bytes(inputs: _Inputs) -> ModelBytes:
         shards=inputs.shards,
         whole_blocks=whole_blocks,
         quantizing=quantizing,
+        largest_layer=facts.largest_layer * inputs.weight_bytes,
         block_on_host=block_on_host,
         file_of_block=0 if inputs.on_gpu else _file_bytes(inputs) // facts.blocks,
     )

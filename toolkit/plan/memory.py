@@ -44,8 +44,12 @@ HOST_GAPS_LARGE, HOST_GAPS_AT_MOST = 0.4, int(0.2 * GB)
 """Share and bytes that gaps do not exceed together: tensors of 32 MB and more are given
 back at once."""
 
-HOST_HELD_AT_MOST = 0.1 * GB
-"""Bytes of freed weights that stay with the process. Measured, see docs/memory.md."""
+HOST_HELD_OF_LARGE = 0.1 * GB
+"""Bytes of freed weights that stay with the process if layers are large. Measured, see
+docs/memory.md."""
+
+LARGE_LAYER = 32 * 2**20
+"""Bytes that glibc 2.36 always gives back at once (`DEFAULT_MMAP_THRESHOLD_MAX`)."""
 
 
 def gaps_on_host(activations: float, level: str = "full") -> float:
@@ -59,14 +63,15 @@ def gaps_on_host(activations: float, level: str = "full") -> float:
     return min(share * activations, most)
 
 
-def held_of(freed: float) -> float:
+def held_of(freed: float, layer: int) -> float:
     """Bytes that glibc's allocator holds of so many that loading has freed: of large
-    layers few.
+    layers few. layer: bytes of the largest.
 
-    >>> held_of(2e9)
+    >>> held_of(2e9, layer=56_000_000)
     100000000.0
     """
-    return min(max(0.0, freed), HOST_HELD_AT_MOST)
+    held = freed if layer < LARGE_LAYER else min(freed, HOST_HELD_OF_LARGE)
+    return max(0.0, held)
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,9 @@ def step(job: JobBytes, choice: Choice, optimizer: int, rows: int) -> Bytes:
         # glibc holds what loading has freed; activations that are kept lie between the
         # copies of dequantized layers, which leave as much again
         freed = _being_quantized(job, choice) * (1 + (choice.level == "none"))
-        work[Part.GAPS] = work.get(Part.GAPS, 0) + held_of(freed)
+        work[Part.GAPS] = work.get(Part.GAPS, 0) + held_of(
+            freed, job.model.largest_layer
+        )
     return at_rest(job, choice, optimizer, rows) | work
 
 
@@ -209,7 +211,7 @@ def saving(job: JobBytes, choice: Choice, rows: int) -> Bytes:
     """Bytes on a CPU while the last file and state are copied. glibc holds what
     activations, gradients and quantizing have freed. rows: of the modulation cache."""
     gaps = _gaps(job)
-    held = held_of(_being_quantized(job, choice))
+    held = held_of(_being_quantized(job, choice), job.model.largest_layer)
     activations, _ = step_peak(
         job.step, choice.level, partial(gaps, level=choice.level)
     )

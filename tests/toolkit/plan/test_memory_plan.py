@@ -233,12 +233,12 @@ def test_on_the_cpu_everything_is_in_one_memory() -> None:
 
 
 @pytest.mark.parametrize(("level", "times"), [("full", 1), ("none", 2)])
-@pytest.mark.parametrize("most", [0.1 * GB, 10 * GB])
+@pytest.mark.parametrize(("large", "most"), [(2**20, 0.1 * GB), (2**40, 10 * GB)])
 def test_a_cpu_holds_what_a_quantized_block_has_freed_if_its_layers_are_small(
-    level: str, times: int, most: float, monkeypatch: pytest.MonkeyPatch
+    level: str, times: int, large: int, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """glibc does not return it (docs/memory.md)."""
-    monkeypatch.setattr(memory, "HOST_HELD_AT_MOST", most)
+    monkeypatch.setattr(memory, "LARGE_LAYER", large)
     train = {"gradient_checkpointing": level}
     on_host = plan(model=INT8, machine=Machine("cpu"), train=train)
     freed = phase(on_host, "loading").parts["one block, quantized"]
