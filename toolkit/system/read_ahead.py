@@ -29,13 +29,14 @@ _LOOK_EVERY_S = 0.2
 def threads(
     workers: int, name: str, leaving: type[BaseException] = Interrupted
 ) -> Iterator[ThreadPoolExecutor]:
-    """Threads for the block. They end with it; after Interrupted or `leaving` nothing
-    waits for them. What has not begun by then is dropped."""
+    """Threads for the block. They end with it; after Interrupted or `leaving`, and where
+    a generator is closed in it, nothing waits for them. What has not begun by then is
+    dropped."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
     waits = True
     try:
         yield pool
-    except (Interrupted, leaving):
+    except (Interrupted, GeneratorExit, leaving):
         waits = False
         raise
     finally:
@@ -60,7 +61,7 @@ def loaded_ahead(
     thread.
 
     Closing the iterator ends the threads; work that has not begun by then is dropped.
-    After Interrupted nothing waits for them. look: as of `result_of`.
+    Neither this nor Interrupted waits for them. look: as of `result_of`.
 
     >>> list(loaded_ahead(len, ["a", "bc", ""], workers=2))
     [1, 2, 0]

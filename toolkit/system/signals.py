@@ -1,5 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP (the terminal is gone): the first one requests a stop, the
-second one stops the program at once.
+second one stops the program at once. A SIGHUP after the first signal is passed over:
+the kernel and the shell each send one, and Ctrl-C may have come before the terminal
+went.
 
 By default a signal raises `Interrupted` in the running code. Work that must not be
 interrupted anywhere (training between two saves) runs inside `defer_signals()`: there
@@ -179,6 +181,8 @@ def defer_signals() -> Iterator[StopRequest]:
 def _on_signal(number: int, frame: FrameType | None) -> None:
     code = EXIT_CODES[number]
     if _request is None or _request.requested:
+        if _request and number not in (signal.SIGINT, signal.SIGTERM):
+            return  # see above
         raise Interrupted(code)
     _request.exit_code = code
     if not _quiet:

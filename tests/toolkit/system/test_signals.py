@@ -63,14 +63,14 @@ def test_the_first_signal_is_only_recorded_while_deferred_and_the_second_stops_a
 @pytest.mark.skipif(
     signals.PARENT_GONE is None, reason="only Linux tells of a parent's end"
 )
-@pytest.mark.parametrize("first", [signal.SIGTERM, signals.PARENT_GONE])
-def test_the_end_of_the_parent_requests_a_stop_once(first: int) -> None:
-    """The system tells of each of its threads."""
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP, signals.PARENT_GONE])
+def test_the_end_of_the_parent_or_terminal_requests_a_stop_once(first: int) -> None:
+    """The system tells of each thread of a parent, and twice of a terminal."""
     with signals.defer_signals() as request:
         signal.raise_signal(first)
         assert request.exit_code == EXIT_SIGTERM
-        for _ in range(3):
-            signal.raise_signal(signals.PARENT_GONE)
+        for again in (signals.PARENT_GONE, signal.SIGHUP) * 2:
+            signal.raise_signal(again)
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGTERM)
 

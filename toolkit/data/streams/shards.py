@@ -448,10 +448,10 @@ def read_ahead(
     stopping: Callable[[], bool] = lambda: False,
 ) -> Generator[T, None, None]:
     """The items, each computed by a thread while the one before is used. Closing calls
-    `stop` and ends the thread.
+    `stop`, by which the thread ends.
 
-    stopping: asked now and then while an item is waited for; True raises RunError. After
-    this and after Interrupted the thread is left to itself.
+    stopping: asked now and then while an item is waited for; True raises RunError.
+    Nothing waits for the thread then, nor when it is closed, nor after Interrupted.
     """
 
     def look() -> None:
