@@ -64,7 +64,7 @@ def check_products(kind: QuantizedProducts, device: torch.device) -> None:
                 f"model.quantized_products: {kind} takes a GPU of compute capability {_dotted(least)} or higher, "
                 f"and {torch.cuda.get_device_name(device)} has {_dotted(has)}. {remedy}."
             )
-    codes_MK = _codes(torch.full((32, 64), -largest, device=device), kind)
+    codes_MK = _codes(torch.full((32, 64), largest, device=device), kind)
     try:
         sums_MN = _sums(codes_MK, codes_MK.t())
         reason = "" if bool((sums_MN == largest**2 * 64).all()) else "its sums overflow"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from tests.diffusers_reference import CPU, relative
 from tests.measured import at_most
+from tests.processes import python
 from toolkit.errors import UserError
 from toolkit.memory import quantized_products
 from toolkit.memory.quantization import quantizer
@@ -145,6 +148,28 @@ def test_a_device_whose_sums_are_wrong_is_refused(
     monkeypatch.setattr(quantized_products, "_sums", sums)
     with pytest.raises(UserError, match="not callable"):
         check_products(kind, CPU)
+
+
+SUMS = """
+import torch
+from toolkit.errors import UserError
+from toolkit.memory.quantized_products import check_products
+
+codes_MK = torch.full((32, 64), 127, dtype=torch.int8)
+exact = bool((torch._int_mm(codes_MK, codes_MK.t()) == 127**2 * 64).all())
+try:
+    check_products("int8", torch.device("cpu"))
+except UserError:
+    assert not exact
+else:
+    assert exact
+"""
+
+
+def test_a_processor_whose_sums_overflow_is_refused() -> None:
+    """PyTorch 2.13.0 leaves the sums of a processor with VNNI to oneDNN, which adds two
+    products in 16 bits if it may not use VNNI."""
+    python(SUMS, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
 
 
 @pytest.mark.slow
