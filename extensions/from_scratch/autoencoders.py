@@ -37,7 +37,6 @@ from toolkit.models.loading import (
     check_loaded,
     reading,
 )
-from toolkit.models.qwen_image.loading import expect_one_frame
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.system.seeding import global_generator
 
@@ -47,6 +46,8 @@ with without_bitsandbytes():
         QwenImageCausalConv3d,
     )
     from diffusers.models.modeling_utils import ModelMixin
+
+    from toolkit.models.qwen_image.loading import expect_one_frame
 
 
 class Autoencoder:

@@ -23,10 +23,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.errors import UserError
 from toolkit.models.imports import without_bitsandbytes
-from toolkit.models.qwen_image import forward as qwen
-from toolkit.models.qwen_image.new import rope_axes
 from toolkit.models.qwen_image.sizes import PATCH
-from toolkit.models.qwen_image21 import forward as qwen21
 
 with without_bitsandbytes():
     from diffusers import (
@@ -34,6 +31,10 @@ with without_bitsandbytes():
         QwenImageTransformer2DModel,
         SD3Transformer2DModel,
     )
+
+    from toolkit.models.qwen_image import forward as qwen
+    from toolkit.models.qwen_image.new import rope_axes
+    from toolkit.models.qwen_image21 import forward as qwen21
 
 ARGUMENTS = "transformer.config"
 """Key of the arguments, for messages."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from extensions.from_scratch.autoencoders import (
 from extensions.from_scratch.latent_flow.text import make_tokenizer
 from tests.conftest import ROOT, child_environment
 from tests.extensions.from_scratch.unmeasured import MEASURE, UNMEASURED
+from tests.processes import output_of
 from tests.running import run_job
 from tests.toolkit.data.conftest import make_stream as make_stream
 from tests.toolkit.data.shard_server import write_shard
@@ -255,21 +255,17 @@ def planned(
         process = [section | {"name": part} for part, section in named]
         job = {"job": "extension", "config": {"name": name, "process": process}}
         (folder / f"{name}.yaml").write_text(json.dumps(job))
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "run.py",
-            *(f"{name}.yaml" for name in jobs),
-            "--dry-run",
-            "-v",
-        ],
+    said = output_of(
+        sys.executable,
+        ROOT / "run.py",
+        *(f"{name}.yaml" for name in jobs),
+        "--dry-run",
+        "-v",
         cwd=folder,
         env=child_environment({"PYTHONPATH": str(folder)}),
-        capture_output=True,
-        text=True,
     )
-    assert done.returncode == 0 and not (folder / "output").exists(), done.stderr
-    return Planned(folder, done.stdout)
+    assert not (folder / "output").exists(), said
+    return Planned(folder, said)
 
 
 @pytest.fixture
