@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -157,8 +158,8 @@ def about() -> tuple[str, dict[str, Any]]:
     """How processes are started, and machine, versions and device. A fork has the
     imports already, but none may use CUDA where an import has asked for its devices."""
     for method in ("fork", "spawn"):
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            if head := pool.apply(head_here):
+        with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
+            if head := pool.submit(head_here).result():
                 return method, head
     raise RuntimeError("no process can use CUDA")
 

@@ -16,6 +16,7 @@ import torch
 from benchmarks.cuda_report import pytest_ignore_collect
 from tests.conftest import ROOT, child_environment
 from tests.parts import needs_stand_in
+from tests.processes import output_of
 
 TESTS = """
     import pytest
@@ -102,14 +103,12 @@ def test_the_programs_own_tests_of_cuda_are_found_and_skipped(tmp_path: Path) ->
     # PYTHONPATH.
     (tmp_path / "uvicorn.py").write_text("raise ImportError('it is not installed')")
     environment = child_environment({"PYTHONPATH": str(tmp_path)})
-    run = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
+    said = output_of(*command, env=environment)
     found = json.loads((tmp_path / "cuda.json").read_text())
     assert (found["complete"], found["outcomes"]) == (
         True,
         {"skipped": len(found["tests"])},
-    ), run.stdout
+    ), said
     assert {test["message"] for test in found["tests"]} == {"no CUDA device"}
     assert found["head"]["torch"] == torch.__version__
     assert (found["head"]["gpu"], found["head"]["driver"]) == (None, None)

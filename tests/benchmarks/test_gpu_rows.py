@@ -1,8 +1,6 @@
 """The rows of the script for a GPU, small and on a CPU."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from benchmarks import gpu_rows
 from benchmarks.gpu_rows import ROWS, Asked, measure
 from tests.conftest import ROOT, child_environment
 from tests.parts import needs_stand_in
+from tests.processes import python
 
 QUICK: dict[str, Any] = {"size": "XS", "device": "cpu"}
 
@@ -166,13 +165,10 @@ for name in ("6 GB", "plain loop"):
 @pytest.mark.slow
 @needs_stand_in
 def test_rows_on_a_device_that_counts_its_memory(tmp_path: Path) -> None:
-    environment = child_environment({"PYTHONPATH": str(ROOT)})
-    command = [sys.executable, "-c", ON_CUDA]
-    run = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True
+    said = python(
+        ON_CUDA, cwd=tmp_path, env=child_environment({"PYTHONPATH": str(ROOT)})
     )
-    assert run.returncode == 0, run.stderr
-    ours, plain = json_lines(run.stdout)
+    ours, plain = json_lines(said)
     for result in (ours, plain):
         assert 0 < result["training_gb"] <= result["peak_gb"] and result["s"] > 0
         known = json.loads((tmp_path / f"{result['row']}.json").read_text())
