@@ -398,6 +398,11 @@ JOBS = [
             f"{LR}\nema_config: {{use_ema: true, ema_decay: 0.99}}",
         ),
         (
+            f"{LR}\nema_config: {{enabled: true}}",
+            "Did you mean 'use_ema'?",
+            f"{LR}\nema_config: {{use_ema: true}}",
+        ),
+        (
             f"{LR}\nema_config: true",
             "Write 'ema_config: {use_ema: true}'.",
             f"{LR}\nema_config: {{use_ema: true}}",
@@ -677,6 +682,7 @@ JOBS = [
         ("resolution: hd", "Write a whole number, such as", "resolution: 128"),
         ("resolution: auto", "Leave the key out", ""),
         ("res: 128", "Did you mean 'resolution'?", "resolution: 128"),
+        ("width: 128", "Did you mean 'resolution'?", "resolution: 128"),
         ("resolution: 8", "8 is out of range: must be >= 32.", "resolution: 128"),
     ),
     *slips(
@@ -1041,6 +1047,11 @@ JOBS = [
             f"{NAME}\nis_qwen: false",
             "Leave it out.",
             f"{NAME}\nis_qwen: true",
+        ),
+        (
+            f"{NAME}\nbase_loras: [fits.safetensors:0.5]",
+            "Did you mean 'fits.safetensors'? Give a LoRA file; its strength is a key, 'multiplier'.",
+            f"{NAME}\nbase_loras: [{{path: fits.safetensors, multiplier: 0.5}}]",
         ),
         (
             f"{NAME}\nbase_loras: [{{path: fits.safetensors, weight: 0.5}}]",

@@ -299,7 +299,10 @@ class FailedExtension:
 
     @property
     def reason(self) -> str:
-        return self.details.strip().splitlines()[-1]
+        """The last line, with the file and line of a traceback."""
+        said = self.details.strip().splitlines()[-1]
+        places = re.findall(r'File "(.+)", line (\d+)', self.details)
+        return f"{said} ({':'.join(places[-1])})" if places else said
 
     def concerns(self, uid: str) -> bool:
         """Whether a user who asks for `uid` means the extension of this folder."""

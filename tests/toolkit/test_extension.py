@@ -651,7 +651,7 @@ def test_what_a_library_of_an_extension_lacks_is_not(
         "reads", "import its_library\nAI_TOOLKIT_EXTENSIONS = []\n"
     )
     (broken,) = discover([folder]).broken
-    assert broken.reason == "ModuleNotFoundError: No module named 'cv9'"
+    assert broken.reason == f"ModuleNotFoundError: No module named 'cv9' ({library}:1)"
 
 
 @pytest.mark.parametrize(

@@ -422,7 +422,7 @@ class DatasetConfig(StrictModel):
     thread."""
 
     common_words: ClassVar = {
-        **dict.fromkeys(("res", "size", "image_size"), "resolution"),
+        **dict.fromkeys(("res", "size", "image_size", "width", "height"), "resolution"),
         **dict.fromkeys(("dir", "directory", "images"), "folder_path"),
         "shuffle": "Images are always shuffled. Leave this key out.",
         "enable_ar_bucket": "Images are always grouped by size. Leave this key out.",

@@ -197,7 +197,8 @@ class BaseLora(StrictModel):
 
     def check(self, job: JobContext) -> Findings:
         """A file that is missing, or read for nothing."""
-        yield from check_path("path", self.path, "Give a LoRA file.", job, file=True)
+        remedy = "Give a LoRA file; its strength is a key, 'multiplier'."
+        yield from check_path("path", self.path, remedy, job, file=True)
         if self.multiplier == 0:
             yield warning("multiplier", "0: the file is not used.")
 

@@ -71,6 +71,7 @@ class EmaConfig(StrictModel):
     """Decay of the average per optimizer step; in step n at most (1 + n) / (10 + n), so
     that early files are not the initial weights. 0: the average equals the weights."""
 
+    common_words: ClassVar = {"enabled": "use_ema"}
     lone_key: ClassVar = "use_ema"
 
     def check(self, job: JobContext) -> Findings:
