@@ -23,6 +23,7 @@ from run import OWN_TOOLS, main, train
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
 from tests.parts import needs_foreign_names, needs_part
+from tests.processes import output_of
 from toolkit.config.reading.tool import tool_parser
 from toolkit.errors import UserError
 from toolkit.extension import STAGES, discover
@@ -103,10 +104,7 @@ def test_closed_streams_are_as_dev_null(
         *arguments,
     ]
     environment = child_environment({"EXTENSIONS_PATH": str(tmp_path / "drop_ins")})
-    ended = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    assert output_of(*command, env=environment, cwd=tmp_path, said="") == ""
     if not arguments:
         assert (tmp_path / "kept").read_text() == "kept"
 

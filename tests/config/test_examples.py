@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ import yaml
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
+from tests.processes import output_of
 from toolkit.config import load_job
 from toolkit.config.reading import normalise
 from toolkit.extension import discover
@@ -83,16 +83,14 @@ def plans_of(examples: list[str], root: Path) -> dict[str, dict]:
     shutil.copytree(CONFIG, root / "work" / "config")
     before = files_in(root / "work")
     command = [sys.executable, str(ROOT / "run.py"), *examples, "--dry-run", "--json"]
-    environment = child_environment({"PYTHONPATH": str(root / "site")})
-    result = subprocess.run(
-        command, cwd=root / "work", env=environment, capture_output=True, text=True
-    )
-    assert (result.returncode, result.stderr) == (
-        0,
-        "".join(f"{path}: done\n" for path in examples),
+    found = output_of(
+        *command,
+        cwd=root / "work",
+        env=child_environment({"PYTHONPATH": str(root / "site")}),
+        said="".join(f"{path}: done\n" for path in examples),
     )
     assert files_in(root / "work") == before
-    plans = dict(zip(examples, json.loads(result.stdout), strict=True))
+    plans = dict(zip(examples, json.loads(found), strict=True))
     assert all(plan["processes"] for plan in plans.values())
     return plans
 

@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -51,6 +50,7 @@ from tests.docs.pages import blocks
 from tests.docs.test_walks import SHORTER_FLAGS
 from tests.faults.nursery import Nursery
 from tests.parts import needs_part
+from tests.processes import output_of
 from toolkit.config import load_job
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.contracts.data import Size
@@ -211,12 +211,7 @@ def test_it_ends_with_the_result_and_the_commands_of_its_report_run(
             ROOT / "run.py"
         )
         assert run_py(*words, cwd=cwd).returncode == 0, line
-    assert (
-        subprocess.run(
-            lines[-1], shell=True, cwd=cwd, env=child_environment()
-        ).returncode
-        == 0
-    )
+    output_of("sh", "-c", lines[-1], cwd=cwd, env=child_environment())
     assert (
         len(list((finished.folder / "grid").glob("*.png"))) == 4
         and (finished.folder / "report.html").is_file()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.faults.conftest import draw_pictures
 from tests.model_folders import write_model
-from tests.processes import python
+from tests.processes import output_of, python
 from tests.small_parts import write_lumina2
 from toolkit.files.writing import python_path
 
@@ -191,17 +190,11 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
         *("Terse 0 True", "terse"),
     ]
     tool = [sys.executable, "run.py", "layers", "x.safetensors"]
-    printed = subprocess.run(tool, cwd=tmp_path, capture_output=True, text=True)
-    assert printed.stdout.splitlines()[-3:] == [
+    assert output_of(*tool, cwd=tmp_path).splitlines()[-3:] == [
         f"diffusion_model.0.{part}"
         for part in ("alpha", "lora_A.weight", "lora_B.weight")
-    ], printed
-    assert (
-        "see the tensors in a file"
-        in subprocess.run(
-            [*tool[:2], "--help"], cwd=tmp_path, capture_output=True, text=True
-        ).stdout
-    )
+    ]
+    assert "see the tensors in a file" in output_of(*tool[:2], "--help", cwd=tmp_path)
 
 
 @pytest.mark.slow
@@ -224,11 +217,7 @@ def test_the_family_from_nothing_trains_and_draws_as_its_pipeline(
     }
 
     def run(*command: str) -> str:
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return output_of(*command, cwd=tmp_path, env=environment)
 
     (command,) = re.findall(r'```bash\n\S+ -c "(.*?)"\n```', PAGE, re.DOTALL)
     run(sys.executable, "-c", command)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, child_environment
+from tests.processes import output_of
 from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.extension import discover
 from toolkit.train.run import Callback, Encoded, Sampled, Saved
@@ -104,14 +105,13 @@ def test_the_test_of_the_page_on_what_is_stable_passes(
     init.write_text(init.read_text().replace("    name =", f"{line}    name ="))
     assert discover([init.parent]).find("copy_saves", "callback")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, "test_copy_saves.py"],
+    said = output_of(
+        *command,
+        "test_copy_saves.py",
         cwd=tmp_path,
         env=child_environment({"PYTHONPATH": path}),
-        capture_output=True,
-        text=True,
     )
-    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    assert "1 passed" in said, said
 
 
 @pytest.mark.slow

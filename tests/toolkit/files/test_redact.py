@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from urllib.parse import quote
 
@@ -276,11 +275,10 @@ def test_names_of_keys_count_only_when_asked() -> None:
     }
 
 
-def test_a_line_costs_next_to_nothing() -> None:
-    register_secret([f"{'-' * number}some-secret-{number}" for number in range(20)])
+def test_a_line_without_a_mark_is_not_searched_for_shapes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pattern takes nine times as long as the marks."""
     line = "step 1234/3400 36.3% | loss 0.1234 (avg 0.1200) | lr 1.0e-04 | 1.23 s/it | ETA 45m12s"
-    begin = time.perf_counter()
-    for _ in range(1000):
-        redact_text(line)
-    # seconds; some microseconds where nothing else runs
-    assert (time.perf_counter() - begin) / 1000 < 0.001
+    monkeypatch.setattr(module, "_SHAPES", None)
+    assert redact_text(line) == line

@@ -111,20 +111,14 @@ def test_python_3_8_can_read_what_says_so() -> None:
     ],
 )
 def test_a_compiled_copy_that_a_full_disk_has_cut_is_named_and_made_again(
-    tmp_path: Path, module: str, command: str
+    tmp_path: Path, module: str, command: str, run_py
 ) -> None:
     """And the command that is told makes the program start."""
     copies = tmp_path / "copies"
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(copies)}
 
     def start() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, ROOT / "run.py", *command.split()],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        return run_py(*command.split(), env=environment)
 
     assert start().returncode == 0
     source = ROOT / f"{module.replace('.', '/')}.py"

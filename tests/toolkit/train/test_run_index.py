@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -119,23 +118,6 @@ def test_it_says_what_a_list_of_all_says(tmp_path: Path, seed: int) -> None:
             case 6:
                 let_age(tmp_path)
         assert index.runs() == list_runs(tmp_path)
-
-
-def test_those_who_ask_at_one_time_share_a_look(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "a")
-    index, looks = RunIndex(tmp_path), list[float]()
-
-    def slow(self: RunIndex):
-        looks.append(time.monotonic())
-        time.sleep(0.2)
-        return iter([("a",)])
-
-    monkeypatch.setattr(RunIndex, "_places", slow)
-    with ThreadPoolExecutor(20) as threads:
-        found = list(threads.map(lambda _: index.runs(), range(20)))
-    assert len(looks) <= 3 and all(len(runs) == 1 for runs in found)
 
 
 def test_a_folder_that_is_not_there_has_no_runs(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from extensions.tools.ui.views import new
 from tests.extensions.tools.ui.conftest import Served
 from toolkit.data.scan import captions, directory, fingerprint
 from toolkit.files.writing import write_json
-from toolkit.train import run_reader
+from toolkit.train import run_index, run_reader
 
 MB = 2**20
 
@@ -173,8 +173,12 @@ def test_those_last_asked_for_stay_in_memory(client: TestClient, ui: Ui) -> None
 
 @pytest.mark.parametrize(
     ("path", "module", "function"),
-    [("/datasets", datasets, "_files"), ("/new", new, "_models")],
-    ids=["the trash", "the models"],
+    [
+        ("/datasets", datasets, "_files"),
+        ("/new", new, "_models"),
+        ("/", run_index, "_folders_in"),
+    ],
+    ids=["the trash", "the models", "the runs"],
 )
 def test_a_whole_folder_is_walked_for_all_who_ask(
     path: str,
