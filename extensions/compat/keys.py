@@ -123,6 +123,8 @@ def not_a_flag(flag: str) -> str:
     assert model is not None  # a process of this program
     sections = nearest(places_of_keys(model, KEYS).get(key, []))
     places = [f"{section}.{key}".removeprefix(".") for section in sections]
+    if key == "seed":  # of the samples; others call the one of the training so
+        places = ["training_seed", *places]
     named = " or ".join(f"'--set {at.replace('[]', '[0]')}=VALUE'" for at in places)
     return f"It is a key of a job: write {named}." if named else KEYS.hint(key)
 

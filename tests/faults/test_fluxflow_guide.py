@@ -11,7 +11,7 @@ import random
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -419,18 +419,6 @@ def test_the_pages_table_of_sizes_is_what_is_made() -> None:
     layers = [str(size["num_layers"]) for size in made]
     for row in (levels, latents, widths, layers):
         assert f"| {' | '.join(row)} |" in PAGE
-
-
-def test_flags_do_not_go_with_a_job_of_ours(
-    workplace: Path, write_job: Callable[..., Path]
-) -> None:
-    flags = {"lr": ["1"]}
-    with pytest.raises(
-        ConfigErrors, match="--lr: only applies to a file of FluxFlow's guide"
-    ):
-        load_job(
-            write_job({"type": "vae_trainer"}), EXTENSIONS.find_config, flags=flags
-        )
 
 
 def kill_when(child: Child, metrics: Path, lines: int) -> None:

@@ -78,7 +78,10 @@ class GenerateProcess(BaseExtensionProcess):
             if not is_prompt(line):
                 continue
             try:
-                items = read_lines([line.strip()])
+                told: list[str] = []
+                items = read_lines([line.strip()], told)
+                for warning in told:
+                    logger.warning(warning)
                 if tag := section.lora_in(items[0]):
                     raise UserError(tag)
                 images = items[0].ctrl_img

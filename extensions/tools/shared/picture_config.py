@@ -284,8 +284,9 @@ class PicturesConfig(ToolConfig):
             if message:
                 yield Diagnostic((key,), message, "warning")
         for key in ("prompt", "prompts"):
+            warned: list[str] = []
             try:
-                items = self.read_items(key)
+                items = self.read_items(key, warned)
             except ConfigErrors as refused:
                 for mistake in refused.errors:
                     place = mistake.place.removeprefix("prompt: ")
@@ -293,6 +294,8 @@ class PicturesConfig(ToolConfig):
             except UserError as error:
                 yield Diagnostic((key,), str(error))
             else:
+                for line in warned:
+                    yield Diagnostic((key,), line.removeprefix("prompt: "), "warning")
                 for item in items:
                     yield from self._check_item(key, item, family, job)
 
@@ -367,11 +370,13 @@ class PicturesConfig(ToolConfig):
         where they cannot be read."""
         return self.read_items("prompt") + self.read_items("prompts")
 
-    def read_items(self, key: str) -> tuple[SampleItem, ...]:
-        """The prompts of one of the two keys."""
+    def read_items(
+        self, key: str, told: list[str] | None = None
+    ) -> tuple[SampleItem, ...]:
+        """The prompts of one of the two keys. told: gets the warnings about them."""
         if key == "prompt":
-            return read_lines(self.prompt) if self.prompt else ()
-        return read_file(Path(self.prompts)) if self.prompts else ()
+            return read_lines(self.prompt, told) if self.prompt else ()
+        return read_file(Path(self.prompts), told) if self.prompts else ()
 
     def size_of(self, item: SampleItem, family: ModelFacts) -> Size:
         """The size of an image in pixels, one that the model can generate. Raises
@@ -430,10 +435,13 @@ def check_references(
             yield Diagnostic(key, f"{error}")
 
 
-def read_lines(lines: Sequence[str]) -> tuple[SampleItem, ...]:
-    """Prompts with flags. Raises ConfigErrors naming the flag."""
+def read_lines(
+    lines: Sequence[str], told: list[str] | None = None
+) -> tuple[SampleItem, ...]:
+    """Prompts with flags. told: gets the warnings. Raises ConfigErrors naming the
+    flag."""
     texts = [ConfigNode(line, (), NOWHERE, NOWHERE, text=line) for line in lines]
-    return _read(_prompts(texts), Diagnostics("prompt"))
+    return _read(_prompts(texts), Diagnostics("prompt"), told)
 
 
 def _prompts(texts: Sequence[ConfigNode]) -> ConfigNode:
@@ -442,14 +450,19 @@ def _prompts(texts: Sequence[ConfigNode]) -> ConfigNode:
     return ConfigNode({"prompts": samples}, (), NOWHERE, NOWHERE)
 
 
-def read_file(path: Path) -> tuple[SampleItem, ...]:
+def read_file(path: Path, told: list[str] | None = None) -> tuple[SampleItem, ...]:
     """Prompts of a text file, one on a line, or of a YAML file with the keys of
-    `sample`."""
+    `sample`. told: gets the warnings."""
     path = path.expanduser()
     diagnostics = Diagnostics(str(path))
+    if not path.exists():
+        raise UserError(
+            f"'{path}' does not exist (working directory: {Path.cwd()}). If it is a prompt, "
+            f"write: --prompt {shlex.quote(str(path))}"
+        )
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         root = read_yaml(read_text(path, diagnostics), diagnostics)
-        return _read(root.value.get("sample", root), diagnostics)
+        return _read(root.value.get("sample", root), diagnostics, told)
     lines = read_text(path, diagnostics).splitlines()
     texts = [
         ConfigNode(line.strip(), (), at, at, text=line.strip())
@@ -462,7 +475,7 @@ def read_file(path: Path) -> tuple[SampleItem, ...]:
         raise UserError(
             f"{path} contains no prompt. Write one per line; lines that begin with '#' are ignored."
         )
-    return _read(_prompts(texts), diagnostics)
+    return _read(_prompts(texts), diagnostics, told)
 
 
 def is_prompt(line: str) -> bool:
@@ -474,7 +487,9 @@ def is_prompt(line: str) -> bool:
     return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
-def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
+def _read(
+    node: ConfigNode, diagnostics: Diagnostics, told: list[str] | None
+) -> tuple[SampleItem, ...]:
     """The items of a `sample` section. Each gets the settings that are given for all of
     them."""
     section = None
@@ -486,6 +501,8 @@ def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
             node, "is not a mapping. Write 'samples:' and a list below it."
         )
     diagnostics.raise_errors()
+    if told is not None:
+        told += diagnostics.warnings
     assert isinstance(section, SampleConfig)  # otherwise there is an error
     shared = {
         key: getattr(section, key)

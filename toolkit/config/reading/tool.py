@@ -443,7 +443,9 @@ def unknown_arguments(
             if near
             else f"'{parser.prog} --help' lists its flags."
         )
-        if not word.startswith("-"):
+        if "lora" in known and word.endswith(".safetensors"):
+            hint = f"Write: --lora {shlex.quote(word)}"
+        elif not word.startswith("-"):
             hint = (
                 f"Write: --{lone_key} {shlex.join(texts)}"
                 if lone_key

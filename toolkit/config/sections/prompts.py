@@ -185,8 +185,9 @@ UNSUPPORTED: dict[str, tuple[str, ...]] = {
 """Flag -> the values that have no effect and therefore pass."""
 
 _FLAG = re.compile(r"(?<!\S)--([A-Za-z]\w*)(?!\S)")
-_NEARLY = re.compile(r"(?<!\S)(?:--(\w+)=|[\u2013\u2014](\w+)\s+)(\S+)")
-"""A flag with '=', or with the long dash of a word processor, and its value."""
+_NEARLY = re.compile(r"(?<!\S)(?:--(\w+)=|[-\u2013\u2014](\w+)\s+)(\S+)")
+"""A flag with '=', with one dash, or with the long dash of a word processor, and its
+value."""
 
 _QUOTED = re.compile(r"""\s*(?:"[^"]*"|'[^']*')(?!\S)""")
 

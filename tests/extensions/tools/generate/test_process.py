@@ -272,7 +272,7 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
     monkeypatch.setattr(
         "sys.stdin",
         io.StringIO(
-            "typed in --d 9\n\n# nothing\nwrong --w wide\nx --ci no.png\n<lora:a:1> x\nlast --w 80\n"
+            "typed in --d 9\n\n# nothing\nwrong --w wide\nx --ci no.png\n<lora:a:1> x\nlast -s 2 --w 80\n"
         ),
     )
     kept: list[tuple[str, ...]] = []
@@ -294,13 +294,14 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
         ("-- not a flag", 2, 64, 2.0),
         ("a large one", 3, 96, 4.0),
         ("typed in", 9, 64, 4.0),
-        ("last", 1, 80, 4.0),
-        ("last", 2, 80, 4.0),
+        ("last -s 2", 1, 80, 4.0),
+        ("last -s 2", 2, 80, 4.0),
     ]
     assert found[0]["negative"] == "dark" and not kept
     assert loads.count("text_encoder") == 1, "it stays for what is typed in"
     assert any("'wide' is not a whole number" in line for line in said)
     assert any("'no.png' is not a file" in line for line in said)
+    assert any("Write '--s 2'" in line for line in said)
     assert any("'<lora:a:1>' loads nothing" in line for line in said)
     generate(
         f"--model {tiny_model} --prompts sample.yaml --trigger-word yaml {SMALL.replace('--steps 2', '')}"
@@ -624,7 +625,7 @@ WRONG = (
         "--model {m} --prompts notes.txt --output notes.txt",
         "notes.txt' is a file. Give a folder.",
     ),
-    ("--model {m} --prompts nothing.txt", "nothing.txt: does not exist"),
+    ("--model {m} --prompts 'a cat'", "If it is a prompt, write: --prompt 'a cat'"),
     ("--like notes.txt", "'notes.txt' cannot be read as an image"),
     ("--like {r}", "holds no settings of Atelier"),
     ("--like blocks.png", "Give --lora FILE:STRENGTH instead of --like"),
@@ -660,6 +661,19 @@ def test_wrong_input_is_one_line_before_anything_is_loaded(
             pytest.fail(f"{line} is taken")
         said = str(refused.value)
         assert message in said and len(said.splitlines()) == 1, line
+
+
+def test_what_looks_like_a_flag_is_told(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lines.txt").write_text("a cat\na dog --zz 3\n")
+    flags = ["--prompt", "a cat -w 96", "--prompts", "lines.txt"]
+    section = section_of("generate", ["--model", str(tiny_model), *flags])
+    assert [f"{one.place}: {one.message}" for one in warnings(section)] == [
+        "prompt: '-w 96' stays in the text. Write '--w 96'.",
+        "prompts: lines.txt:2:1: '--zz': no flag of a sample prompt, so it stays in the text.",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -366,126 +366,83 @@ PACK = (
     "Set image_key, label_key and caption_key, or pack the files of each sample one after the other and in one "
     "folder, as `tar --sort=name` does."
 )
+
+
+def files_of_pairs(files: dict[str, bytes | None]) -> list[tuple[str, bytes]]:
+    """For each pair the files of these names; None: its text."""
+    return [
+        (file.format(name), text if data is None else data)
+        for name, text in PAIRS
+        for file, data in files.items()
+    ]
+
+
 ODD = {
     # kind: (files, keys, what the error says; "": the captions are read)
     "a text under another key": (
-        [
-            file
-            for name, text in PAIRS
-            for file in ((f"{name}.input.jpg", png()), (f"{name}.outputs.txt", text))
-        ],
+        files_of_pairs({"{}.input.jpg": png(), "{}.outputs.txt": None}),
         SampleKeys(image=("input.jpg",), label="outputs.txt"),
         "",
     ),
     "a text under any key": (
-        [
-            file
-            for name, text in PAIRS
-            for file in ((f"{name}.png", png()), (f"{name}.prompt", text))
-        ],
+        files_of_pairs({"{}.png": png(), "{}.prompt": None}),
         SampleKeys(label="prompt"),
         "",
     ),
     "the key that holds text": (
-        [
-            file
-            for name, text in PAIRS
-            for file in ((f"{name}.caption", text), (f"{name}.png", png()))
-        ],
+        files_of_pairs({"{}.caption": None, "{}.png": png()}),
         SampleKeys(),
         "it has no json, only caption, png. Set label_key: caption.",
     ),
     "JSON without a caption, and a text": (
-        [
-            f
-            for name, text in PAIRS
-            for f in (
-                (f"{name}.json", b"{}"),
-                (f"{name}.png", png()),
-                (f"{name}.txt", text),
-            )
-        ],
+        files_of_pairs({"{}.json": b"{}", "{}.png": png(), "{}.txt": None}),
         SampleKeys(),
         "it has no prompt in its json (whose keys are ), only json, png, txt. Set label_key: txt.",
     ),
     "keys with a dot": (
-        [
-            file
-            for name, text in PAIRS
-            for file in ((f"{name}.left.png", png()), (f"{name}.txt", text))
-        ],
+        files_of_pairs({"{}.left.png": png(), "{}.txt": None}),
         SampleKeys(label="txt"),
         "A name ends at its first dot, and left.png stands behind that of '000'. Set image_key: left.png, or take the "
         "dots out of the names.",
     ),
     "names with dots": (
-        [
-            file
-            for name, text in PAIRS
-            for file in ((f"IMG.{name}.png", png()), (f"IMG.{name}.txt", text))
-        ],
+        files_of_pairs({"IMG.{}.png": png(), "IMG.{}.txt": None}),
         SampleKeys(label="txt"),
         "only 000.png, 000.txt, 001.png, 001.txt, 002.png and 9 more. A name ends at its first dot, and 000.png stands "
         "behind that of 'IMG'. Take the dots out of the names.",
     ),
     "a caption under another key of the JSON": (
-        [
-            f
-            for name, text in PAIRS
-            for f in (
-                (f"{name}.json", b'{"w": "9", "text": "x"}'),
-                (f"{name}.png", png()),
-            )
-        ],
+        files_of_pairs({"{}.json": b'{"w": "9", "text": "x"}', "{}.png": png()}),
         SampleKeys(),
         "it has no prompt in its json (whose keys are text, w), only json, png. Set caption_key: text.",
     ),
     "texts whose keys have a dot": (
-        [
-            f
-            for name, text in PAIRS
-            for f in (
-                (f"{name}.a.txt", text),
-                (f"{name}.b.txt", text),
-                (f"{name}.png", png()),
-            )
-        ],
+        files_of_pairs({"{}.a.txt": None, "{}.b.txt": None, "{}.png": png()}),
         SampleKeys(),
         "it has no json, only a.txt, b.txt, png. Set label_key: a.txt (or b.txt).",
     ),
     "an image and a text under keys of one's own": (
-        [
-            file
-            for name, text in PAIRS
-            for file in ((f"{name}.img", png()), (f"{name}.says", text))
-        ],
+        files_of_pairs({"{}.img": png(), "{}.says": None}),
         SampleKeys(image=("img",), label="says"),
         "",
     ),
     "images and texts in two folders": (
-        [(f"img/{name}.png", png()) for name, _ in PAIRS]
-        + [(f"txt/{name}.txt", text) for name, text in PAIRS],
+        files_of_pairs({"img/{}.png": png()}) + files_of_pairs({"txt/{}.txt": None}),
         SampleKeys(label="txt"),
         f"it has no txt, only png. {PACK}",
     ),
     "a text in another encoding": (
-        [
-            file
-            for name, _ in PAIRS
-            for file in ((f"{name}.png", png()), (f"{name}.txt", b"caf\xe9"))
-        ],
+        files_of_pairs({"{}.png": png(), "{}.txt": b"caf\xe9"}),
         SampleKeys(label="txt"),
         "its txt is not UTF-8 text: byte 0xe9 at offset 3. Save it as UTF-8.",
     ),
     "all images, then all texts": (
-        [(f"{name}.png", png()) for name, _ in PAIRS]
-        + [(f"{name}.txt", text) for name, text in PAIRS],
+        files_of_pairs({"{}.png": png()}) + files_of_pairs({"{}.txt": None}),
         SampleKeys(label="txt"),
         f"it has no txt, only png. {PACK}",
     ),
     "all texts, then all images": (
-        [(f"{name}.txt", text) for name, text in PAIRS]
-        + [(f"{name}.png", png()) for name, _ in PAIRS],
+        files_of_pairs({"{}.txt": None}) + files_of_pairs({"{}.png": png()}),
         SampleKeys(label="txt"),
         PACK,
     ),
