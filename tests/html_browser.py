@@ -105,9 +105,11 @@ class Browser:
         self._send(
             "/url", {"url": page if isinstance(page, str) else page.absolute().as_uri()}
         )
-        # chromedriver 150.0.7871 answered 15 of 300 navigations before the page was there
+        # chromedriver 150.0.7871 answered 15 of 300 navigations before the page was
+        # there; while a form is busy, its parts move away from under a click
         self.wait_for(
             "location.href !== 'about:blank' && document.readyState === 'complete'"
+            " && !document.querySelector('[aria-busy]')"
         )
 
     def run(self, script: str, *arguments: object) -> Any:
