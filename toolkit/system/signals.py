@@ -1,7 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP (the terminal is gone): the first one requests a stop, the
 second one stops the program at once. A SIGHUP after the first signal is passed over:
-the kernel and the shell each send one, and Ctrl-C may have come before the terminal
-went.
+Ctrl-C may have come before the terminal went, and the save goes on.
 
 By default a signal raises `Interrupted` in the running code. Work that must not be
 interrupted anywhere (training between two saves) runs inside `defer_signals()`: there

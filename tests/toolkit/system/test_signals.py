@@ -65,7 +65,8 @@ def test_the_first_signal_is_only_recorded_while_deferred_and_the_second_stops_a
 )
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP, signals.PARENT_GONE])
 def test_the_end_of_the_parent_or_terminal_requests_a_stop_once(first: int) -> None:
-    """The system tells of each thread of a parent, and twice of a terminal."""
+    """The system tells of each thread of a parent, and a terminal may close after
+    Ctrl-C."""
     with signals.defer_signals() as request:
         signal.raise_signal(first)
         assert request.exit_code == EXIT_SIGTERM

@@ -433,6 +433,9 @@ def unknown_arguments(
     flags = [word for word in unknown if word.startswith("-")] or list(unknown[:1])
     # Without quotation marks, a sentence is as many words.
     texts = unknown if any(" " in word for word in unknown) else [" ".join(unknown)]
+    files = [word for word in unknown if re.match(r"[^-].*\.safetensors\b", word)]
+    if files and "lora" in known:
+        lone_key, texts = "lora", files
     lines = []
     for word in dict.fromkeys(flags):
         near = get_close_matches(
@@ -443,9 +446,7 @@ def unknown_arguments(
             if near
             else f"'{parser.prog} --help' lists its flags."
         )
-        if "lora" in known and word.endswith(".safetensors"):
-            hint = f"Write: --lora {shlex.quote(word)}"
-        elif not word.startswith("-"):
+        if not word.startswith("-"):
             hint = (
                 f"Write: --{lone_key} {shlex.join(texts)}"
                 if lone_key

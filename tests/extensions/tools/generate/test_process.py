@@ -625,6 +625,7 @@ WRONG = (
         "--model {m} --prompts notes.txt --output notes.txt",
         "notes.txt' is a file. Give a folder.",
     ),
+    ("--model {m} --prompts nothing.txt", "'nothing.txt' does not exist"),
     ("--model {m} --prompts 'a cat'", "If it is a prompt, write: --prompt 'a cat'"),
     ("--like notes.txt", "'notes.txt' cannot be read as an image"),
     ("--like {r}", "holds no settings of Atelier"),

@@ -83,7 +83,7 @@ def test_base_loras_as_people_write_them(
         ),
         (
             "base_loras: photos",
-            "model.base_loras: 'photos' is not a file. Give a LoRA file;",
+            "model.base_loras: 'photos' is not a file. Give a LoRA file; its strength is a key, 'multiplier'.",
         ),
         (
             "base_weights: [none.safetensors]",
